@@ -1,0 +1,33 @@
+# `make reproduce` and `make test` are all a newcomer needs: both set up .venv first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: reproduce test lab lint bench clean-results help
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "asymlib needs Python 3.11 or newer")'
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+reproduce: $(VENV)/.installed  ## the main job: data, training, diagnosis, evaluation, ablation, write-up
+	$(BIN)/python -m asymlib.batch notebooks/reproduce.yaml --jobs $(JOBS) --resume
+
+test: $(VENV)/.installed       ## every test that needs no network, GPU or external data
+	$(BIN)/python -m pytest -q
+
+lab: $(VENV)/.installed        ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+lint: $(VENV)/.installed       ## style checks
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: $(VENV)/.installed      ## speed as ratios against named rivals
+	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
