@@ -1,0 +1,663 @@
+"""Where text comes from: retrieval collections and (query, document) pairs, and the studies that put them together.
+
+Three sources: the docstrings of the installed packages (no download), folders in BEIR's layout, and JSONL files of
+pairs. A *study* is a folder with `study.json`, `train.jsonl`, `validation.jsonl` and its test collections; every
+notebook reads its text through `open_study`. `python -m asymlib.datasets fetch ...` downloads what is public.
+
+Conventions that move numbers:
+- A document's text is `title + " " + text`, stripped. An empty corpus document stays (published sets have some);
+  an empty query or pair is an error.
+- A query counts only if the split's judgements hold a grade above 0 for it. Other queries are not evaluated.
+- A judgement of a document that the corpus lacks can never be found, but it stays in the judgements and lowers the
+  score, as in pytrec_eval. It is an error unless `strict=False`; published ArguAna has five and is read that way.
+"""
+
+import ast
+import gc
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from sklearn.feature_extraction.text import HashingVectorizer
+from tqdm.auto import tqdm
+
+from asymlib.errors import InputError
+from asymlib.files import read_json, sha256_file, write_json, write_text
+
+DATA_VARIABLE = "ASYMLIB_DATA"
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A retrieval test collection.
+
+    doc_ids, docs: N ids and texts in corpus order. query_ids, queries: M ids and texts in the order of the file.
+    qrels: query id -> {document id: grade >= 0}, for exactly the M queries; each has a grade above 0.
+    drop_self: a document whose id equals the query's id is not a result (ArguAna's queries are documents).
+    """
+
+    name: str
+    doc_ids: list[str]
+    docs: list[str]
+    query_ids: list[str]
+    queries: list[str]
+    qrels: dict[str, dict[str, int]]
+    drop_self: bool = False
+
+    def counts(self) -> dict[str, int]:
+        """Numbers of documents, empty documents, queries, judgements, and judgements of documents not in the corpus."""
+        known = set(self.doc_ids)
+        judged = [doc for grades in self.qrels.values() for doc in grades]
+        return {
+            "documents": len(self.docs),
+            "empty_documents": sum(not doc for doc in self.docs),
+            "queries": len(self.queries),
+            "judgements": len(judged),
+            "judgements_of_missing_documents": sum(doc not in known for doc in judged),
+        }
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Training or validation pairs: docs[i] is the positive of queries[i]."""
+
+    name: str
+    queries: list[str]
+    docs: list[str]
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @cached_property
+    def passage(self) -> np.ndarray:
+        """int64 (N,): the number of each row's document text, equal for equal texts, counted by first appearance."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(doc, len(numbers)) for doc in self.docs], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one line of work trains, validates and tests on; content_sha256 covers every file it is read from."""
+
+    name: str
+    train: Pairs
+    validation: Pairs
+    tests: dict[str, Collection]
+    content_sha256: str
+    folder: Path
+
+
+# ---------------------------------------------------------------------------------------------------- reading files
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """Give ("path:line", object) for every line that is not blank; anything but a JSON object is an InputError."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                where = f"{path}:{number}"
+                try:
+                    record = json.loads(line.decode("utf-8"))
+                except ValueError as error:  # both a JSON and a UTF-8 error
+                    raise InputError(f"{where}: not valid JSON ({error})") from error
+                if not isinstance(record, dict):
+                    raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
+                yield where, record
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+
+
+def _text(record: dict, field: str, where: str, default: str | None = None) -> str:
+    """The stripped string in a field; a missing field (without a default) or another type is an InputError."""
+    value = record.get(field)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        found = "nothing" if value is None else type(value).__name__
+        raise InputError(f"{where}: field '{field}' must be a string, found {found}")
+    return value.strip()
+
+
+def _read_texts(path: Path, is_corpus: bool) -> dict[str, str]:
+    """id -> text of a BEIR corpus.jsonl (title joined, empty texts kept) or queries.jsonl (empty texts refused)."""
+    texts: dict[str, str] = {}
+    for where, record in _json_lines(path):
+        key = _text(record, "_id", where)
+        text = _text(record, "text", where)
+        if is_corpus:
+            text = f"{_text(record, 'title', where, default='')} {text}".strip()
+        elif not text:
+            raise InputError(f"{where}: the text of query '{key}' is empty")
+        if not key:
+            raise InputError(f"{where}: field '_id' is empty")
+        if key in texts:
+            raise InputError(f"{where}: id '{key}' occurs a second time; ids must be unique")
+        texts[key] = text
+    if not texts:
+        raise InputError(f"{path}: holds no {'documents' if is_corpus else 'queries'}")
+    return texts
+
+
+def _read_qrels(path: Path, queries: dict, docs: dict, strict: bool) -> dict[str, dict[str, int]]:
+    """query id -> {document id: grade} of a tab-separated file with the header query-id, corpus-id, score."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        splits = sorted(file.stem for file in path.parent.glob("*.tsv"))
+        raise InputError(f"{path}: no such file; splits here: {', '.join(splits) or 'none'}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error})") from error
+    qrels: dict[str, dict[str, int]] = {}
+    for number, line in enumerate(lines, start=1):
+        columns = line.split("\t")
+        where = f"{path}:{number}"
+        if (number == 1 and columns[:2] == ["query-id", "corpus-id"]) or not line.strip():
+            continue
+        if len(columns) != 3 or not re.fullmatch(r"-?\d+", columns[2].strip()):
+            raise InputError(
+                f"{where}: expected query-id <tab> corpus-id <tab> whole-number grade, found {line[:80]!r}"
+            )
+        query, doc, grade = columns[0], columns[1], int(columns[2])
+        if query not in queries:
+            if strict:
+                raise InputError(f"{where}: query '{query}' is not in queries.jsonl (strict=False skips such lines)")
+            continue
+        if doc not in docs and strict:
+            raise InputError(
+                f"{where}: document '{doc}' is not in corpus.jsonl "
+                "(strict=False keeps it as a judgement that nothing can find, as pytrec_eval does)"
+            )
+        if qrels.setdefault(query, {}).setdefault(doc, grade) != grade:
+            raise InputError(f"{where}: query '{query}' and document '{doc}' were judged before with another grade")
+    without = [query for query, grades in qrels.items() if max(grades.values()) <= 0]
+    if without and strict:
+        raise InputError(
+            f"{path}: query '{without[0]}' has no relevant document, only grades <= 0 ({len(without)} such queries; "
+            "strict=False leaves them out of the evaluation)"
+        )
+    qrels = {query: {doc: max(grade, 0) for doc, grade in grades.items()} for query, grades in qrels.items()}
+    qrels = {query: grades for query, grades in qrels.items() if max(grades.values()) > 0}
+    if not qrels:
+        raise InputError(f"{path}: holds no query with a relevant document")
+    return qrels
+
+
+def load_beir(
+    folder: str | Path,
+    split: str = "test",
+    name: str | None = None,
+    drop_self: bool | None = None,
+    strict: bool | None = None,
+) -> Collection:
+    """Read a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv.
+
+    split: which judgements. name: the folder's name if None.
+    drop_self: see Collection; None means "only for a folder named arguana".
+    strict: judgements of unknown queries or documents, and queries judged only with grades <= 0, are errors. With
+        False the first are skipped, the second kept (nothing can find them, so they lower scores as in pytrec_eval),
+        the third not evaluated. None means True but for a folder named arguana, whose published form has five
+        judgements of missing documents. Repeated ids, empty queries and contradicting judgements are always errors.
+    Grades below 0 become 0.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; expected one with corpus.jsonl, queries.jsonl and qrels/{split}.tsv"
+        )
+    is_arguana = folder.name.casefold() == "arguana"
+    docs = _read_texts(folder / "corpus.jsonl", is_corpus=True)
+    queries = _read_texts(folder / "queries.jsonl", is_corpus=False)
+    strict = not is_arguana if strict is None else strict
+    qrels = _read_qrels(folder / "qrels" / f"{split}.tsv", queries, docs, strict)
+    used = [query for query in queries if query in qrels]
+    return Collection(
+        name=name or folder.name,
+        doc_ids=list(docs),
+        docs=list(docs.values()),
+        query_ids=used,
+        queries=[queries[query] for query in used],
+        qrels={query: qrels[query] for query in used},
+        drop_self=is_arguana if drop_self is None else drop_self,
+    )
+
+
+def load_pairs(path: str | Path, name: str | None = None) -> Pairs:
+    """Read pairs from JSONL: an object a line with `query` and `document` (or `positive`), both not empty."""
+    path = Path(path)
+    queries, docs = [], []
+    for where, record in _json_lines(path):
+        fields = [field for field in ("document", "positive") if field in record]
+        if len(fields) != 1:
+            raise InputError(
+                f"{where}: expected the fields 'query' and 'document' (or 'positive'), found {sorted(record)}"
+            )
+        query, doc = _text(record, "query", where), _text(record, fields[0], where)
+        if not query or not doc:
+            raise InputError(f"{where}: the {'query' if not query else fields[0]} is empty")
+        queries.append(query)
+        docs.append(doc)
+    if not queries:
+        raise InputError(f"{path}: holds no pairs")
+    return Pairs(name or path.stem, queries, docs)
+
+
+def beir_pairs(folder: str | Path, split: str = "train", limit: int | None = None, seed: int = 0) -> Pairs:
+    """The relevant (query, document) pairs of a BEIR folder, at most `limit`, over as many documents as can be.
+
+    The pairs are shuffled by `seed`; first comes one query for each distinct document text, then the others, each
+    part in shuffled order. So a smaller limit is a prefix of a larger one. Empty documents give no pair.
+    """
+    collection = load_beir(folder, split)
+    text = dict(zip(collection.doc_ids, collection.docs, strict=True))
+    rows = [
+        (query, text[doc])
+        for key, query in zip(collection.query_ids, collection.queries, strict=True)
+        for doc, grade in collection.qrels[key].items()
+        if grade > 0 and text.get(doc)
+    ]
+    rows = _one_query_a_passage_first(rows, seed)[:limit]
+    return Pairs(collection.name, [query for query, _ in rows], [doc for _, doc in rows])
+
+
+def _one_query_a_passage_first(rows: list[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
+    order = np.random.default_rng(seed).permutation(len(rows))
+    seen: set[str] = set()
+    first, others = [], []
+    for i in order:
+        (others if rows[i][1] in seen else first).append(rows[i])
+        seen.add(rows[i][1])
+    return first + others
+
+
+# ----------------------------------------------------------------------------------------------- studies on the disk
+
+
+def _collection_folder(entry: dict, study_folder: Path) -> Path:
+    """Where a collection of study.json lies: below ASYMLIB_DATA if it says so, else relative to study.json."""
+    if entry.get("root") != DATA_VARIABLE:
+        return study_folder / entry["folder"]
+    if not os.environ.get(DATA_VARIABLE):
+        raise InputError(
+            f"{study_folder / 'study.json'}: collection '{entry['name']}' lies below {DATA_VARIABLE}; set it"
+        )
+    return Path(os.environ[DATA_VARIABLE]) / entry["folder"]
+
+
+def _study_files(study: dict, folder: Path) -> dict[str, Path]:
+    """Every file that a study is read from, by a name that is the same on every machine."""
+    files = {study[part]: folder / study[part] for part in ("train", "validation")}
+    for entry in study["collections"]:
+        for file in ("corpus.jsonl", "queries.jsonl", f"qrels/{entry['split']}.tsv"):
+            files[f"{entry['name']}/{file}"] = _collection_folder(entry, folder) / file
+    return files
+
+
+def _content_sha256(hashes: dict[str, str]) -> str:
+    """One hash over the names and hashes of all files, whatever their order."""
+    lines = "".join(f"{value}  {name}\n" for name, value in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode("utf-8")).hexdigest()
+
+
+def _read_study(folder: Path) -> dict:
+    """study.json after a check that every file it names still has its recorded SHA-256."""
+    path = folder / "study.json"
+    study = read_json(path)
+    needed = {"name", "collections", "train", "validation", "content_sha256", "files"}
+    if not isinstance(study, dict) or not needed <= study.keys():
+        raise InputError(f"{path}: not a study; expected an object with the keys {', '.join(sorted(needed))}")
+    found = {}
+    for name, file in _study_files(study, folder).items():
+        if not file.is_file():
+            raise InputError(f"{file}: no such file, but {path} names it; build the study again")
+        found[name] = sha256_file(file)
+        if found[name] != study["files"].get(name):
+            raise InputError(f"{file}: altered since {path} was written (its SHA-256 differs); build the study again")
+    if _content_sha256(found) != study["content_sha256"]:
+        raise InputError(f"{path}: content_sha256 does not belong to the files; build the study again")
+    return study
+
+
+def _write_study(folder: Path, study: dict, train: list[tuple[str, str]], validation: list[tuple[str, str]]) -> None:
+    """Write the pairs, then study.json as the last file, so that a study is either whole or absent."""
+    for part, rows in (("train", train), ("validation", validation)):
+        write_text(folder / f"{part}.jsonl", _lines({"query": query, "document": doc} for query, doc in rows))
+    study = {**study, "train": "train.jsonl", "validation": "validation.jsonl"}
+    files = {name: sha256_file(file) for name, file in _study_files(study, folder).items()}
+    write_json(folder / "study.json", {**study, "files": files, "content_sha256": _content_sha256(files)})
+
+
+def _lines(records: Iterable[dict]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def open_study(folder: str | Path) -> Study:
+    """Read a study; a file that is missing or altered since study.json was written is an InputError that names it."""
+    folder = Path(folder)
+    if not (folder / "study.json").is_file():
+        raise InputError(f"{folder}: holds no study.json; build it with docstring_study or real_study first")
+    study = _read_study(folder)
+    tests = {
+        entry["name"]: load_beir(
+            _collection_folder(entry, folder),
+            entry["split"],
+            entry["name"],
+            entry.get("drop_self"),
+            entry.get("strict"),
+        )
+        for entry in study["collections"]
+    }
+    return Study(
+        name=study["name"],
+        train=load_pairs(folder / study["train"]),
+        validation=load_pairs(folder / study["validation"]),
+        tests=tests,
+        content_sha256=study["content_sha256"],
+        folder=folder,
+    )
+
+
+# ------------------------------------------------------------------------------------------- the docstring collection
+
+# By role, as distribution names. Whole packages are held out, so a test collection shares no code base with training.
+DOCSTRING_PACKAGES = {
+    # five widely read packages, each with enough docstrings to be a collection of its own
+    "test": ["numpy", "pandas", "scikit-learn", "matplotlib", "networkx"],
+    # the same kind of text as the test packages, so the best epoch is chosen for what is tested
+    "validation": ["scipy"],
+    # the large ones first; the small ones add other vocabularies (fonts, hubs, notebooks, plots)
+    "train": [
+        "torch",
+        "transformers",
+        "sympy",
+        "huggingface_hub",
+        "datasets",
+        "sentence-transformers",
+        "seaborn",
+        "fonttools",
+        "jedi",
+    ],
+}
+NEAR_DUPLICATE = 0.7  # Jaccard index of two documents' sets of three-word shingles, at and above which they are one
+# tests, what other projects wrote, and torch's and transformers' own test machinery
+SKIPPED_FOLDERS = {
+    "test",
+    "tests",
+    "_internal",
+    "externals",
+    "extern",
+    "_external",
+    "_vendor",
+    "vendored",
+    "third_party",
+}
+GENERATED = "This file was automatically generated from"  # transformers' copies of its modular files: duplicates
+RECIPE = 1  # raised whenever the text that comes out of the same packages changes
+
+
+def _docstrings(source: str) -> Iterator[str]:
+    """Cleaned docstrings of the module, classes and functions of a source, in source order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # other people's invalid escapes
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            nodes: list[ast.AST] = [ast.parse(source)]
+        except (SyntaxError, ValueError):  # templates and files for another Python
+            return
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            doc = ast.get_docstring(node)
+            if doc:
+                yield doc
+        for block in ("finalbody", "orelse", "handlers", "body"):  # statements only: no docstring hides in expressions
+            nodes.extend(reversed(getattr(node, block, None) or []))
+
+
+_RULE = re.compile(r"[\s=\-~^*#\"'`_.+]*")  # an underline or table border
+_SECTION = re.compile(
+    r"(parameters|args|arguments|returns?|yields|raises|examples?|notes?|attributes)\b\s*:?\s*(-{3}|$)", re.I
+)
+_ROLE = re.compile(r":[A-Za-z][\w:+-]*:`~?\.?([^`<]+?)(?:\s*<[^`]*>)?`")  # :class:`~torch.Tensor` -> torch.Tensor
+_SENTENCE_END = re.compile(r"(?<=[.!?]) ")
+
+
+def _prose(text: str) -> str:
+    """One line of plain text: doctests with their output, underlines, table borders and role markup taken out.
+
+    Doctests go because they are code and printed numbers, not language that a query could ask for.
+    """
+    kept, in_doctest = [], False
+    for line in text.splitlines():
+        in_doctest = line.lstrip().startswith(">>>") or (in_doctest and bool(line.strip()))
+        if not in_doctest and not _RULE.fullmatch(line):
+            kept.append(line)
+    return " ".join(_ROLE.sub(r"\1", " ".join(kept)).replace("`", "").split())
+
+
+def _pair_from_docstring(doc: str) -> tuple[str, str] | None:
+    """(summary, rest) or None if the docstring makes no sensible pair: see docstring_study for the rules."""
+    summary, _, rest = doc.strip().partition("\n\n")
+    query, document = _prose(summary), _prose(rest)
+    words = query.split()
+    if not 3 <= len(words) <= 40 or sum(word[:1].isalpha() for word in words) < 3 or _SECTION.match(summary):
+        return None
+    essence = query.casefold().rstrip(".:!? ")
+    if essence in document.casefold():
+        document = " ".join(part for part in _SENTENCE_END.split(document) if essence not in part.casefold())
+    if essence in document.casefold() or len(document.split()) < 20:
+        return None
+    return query, document
+
+
+def _installed(distribution: str) -> metadata.Distribution:
+    try:
+        return metadata.distribution(distribution)
+    except metadata.PackageNotFoundError as error:
+        raise InputError(
+            f"package {distribution} is not installed; pip install -r requirements.txt brings it"
+        ) from error
+
+
+def _package_pairs(distribution: str, progress: bool) -> list[tuple[str, str]]:
+    """The distinct pairs of an installed distribution in content-hash order; nothing is imported."""
+    installed = _installed(distribution)
+    files = sorted(
+        (PurePosixPath(file.as_posix()), file)
+        for file in installed.files or []
+        if file.suffix == ".py" and ".." not in file.parts and not SKIPPED_FOLDERS & set(file.parts)
+    )
+    pairs = set()
+    collecting = gc.isenabled()
+    gc.disable()  # syntax trees are millions of short-lived objects without cycles: half of the time goes otherwise
+    try:
+        for name, file in tqdm(files, desc=f"read {distribution}", unit="file", disable=not progress, leave=False):
+            try:
+                source = Path(installed.locate_file(file)).read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue
+            except FileNotFoundError as error:
+                raise InputError(f"package {distribution} lacks its file {name}; install it again") from error
+            if ('"""' in source or "'''" in source) and GENERATED not in source[:2000]:
+                pairs.update(pair for doc in _docstrings(source) if (pair := _pair_from_docstring(doc)))
+    finally:
+        if collecting:
+            gc.enable()
+    return sorted(pairs, key=_pair_hash)
+
+
+def _pair_hash(pair: tuple[str, str]) -> str:
+    return hashlib.sha256("\0".join(pair).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _near_duplicates(docs: list[str], progress: bool = False) -> np.ndarray:
+    """bool (N,): True where an earlier document that is itself kept has a Jaccard index >= NEAR_DUPLICATE.
+
+    The sets are hashed three-word shingles of the casefolded words: |A and B| comes from a sparse product of the
+    0/1 matrix with itself, |A or B| = |A| + |B| - |A and B|.
+    """
+    vectorizer = HashingVectorizer(
+        n_features=2**24,
+        ngram_range=(3, 3),
+        binary=True,
+        norm=None,
+        alternate_sign=False,
+        token_pattern=r"\w+",
+        dtype=np.float32,
+    )
+    shingles = vectorizer.transform(docs).tocsr()
+    sizes = np.diff(shingles.indptr)
+    dropped = np.zeros(len(docs), dtype=bool)
+    columns = shingles.T.tocsr()
+    step = 500
+    for start in tqdm(range(0, len(docs), step), desc="near duplicates", disable=not progress, leave=False):
+        common = (shingles[start : start + step] @ columns).tocoo()
+        row, col, both = common.row + start, common.col, common.data
+        near = (col < row) & (both >= NEAR_DUPLICATE * (sizes[row] + sizes[col] - both))
+        for later, earlier in sorted(zip(row[near].tolist(), col[near].tolist(), strict=True)):
+            dropped[later] |= not dropped[earlier]
+    return dropped
+
+
+def _same_words(text: str) -> str:
+    """A text's words and numbers, casefolded, one space between them: what counts as the same query."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def _clean_roles(
+    by_package: dict[str, list[tuple[str, str]]], role_of: dict[str, str], progress: bool
+) -> tuple[dict[str, list[tuple[str, str]]], dict[str, int]]:
+    """Drop duplicates within and between the packages, earlier packages first; return what is left and what went.
+
+    by_package is ordered test, validation, training, so whatever occurs twice stays where it is tested.
+    """
+    rows = [(package, *pair) for package, pairs in by_package.items() for pair in pairs]
+    removed = Counter(pairs_read=len(rows))
+    near = _near_duplicates([doc for _, _, doc in rows], progress)
+    removed["near_duplicate_documents"] = int(near.sum())
+    rows = [row for row, drop in zip(rows, near, strict=True) if not drop]
+
+    # A test collection is its own pool of queries; all training packages share one.
+    pool = {package: package if role == "test" else role for package, role in role_of.items()}
+    asked = Counter((pool[package], _same_words(query)) for package, query, _ in rows)
+    elsewhere: dict[str, set[str]] = defaultdict(set)
+    for package, query, _ in rows:
+        elsewhere[role_of[package]].add(_same_words(query))
+    before = {"test": set(), "validation": elsewhere["test"], "train": elsewhere["test"] | elsewhere["validation"]}
+    left: dict[str, list[tuple[str, str]]] = {package: [] for package in by_package}
+    for package, query, doc in rows:
+        if asked[pool[package], _same_words(query)] > 1:
+            removed["ambiguous_queries"] += 1
+        elif _same_words(query) in before[role_of[package]]:
+            removed["queries_of_an_earlier_split"] += 1
+        else:
+            left[package].append((query, doc))
+    return left, dict(removed)
+
+
+def _write_beir(folder: Path, pairs: list[tuple[str, str]]) -> None:
+    """Write pairs as a BEIR folder with one relevant document a query; ids are ranks in the given order."""
+    numbered = [(f"{i:05d}", query, doc) for i, (query, doc) in enumerate(pairs)]
+    write_text(folder / "corpus.jsonl", _lines({"_id": f"d{i}", "title": "", "text": doc} for i, _, doc in numbered))
+    write_text(folder / "queries.jsonl", _lines({"_id": f"q{i}", "text": query} for i, query, _ in numbered))
+    judgements = "".join(f"q{i}\td{i}\t1\n" for i, _, _ in numbered)
+    write_text(folder / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\n" + judgements)
+
+
+def _stored(folder: Path, parameters: dict, sources: dict) -> bool:
+    """True if the folder holds this very study, unaltered."""
+    try:
+        study = _read_study(folder)
+    except InputError:
+        return False
+    return study.get("parameters") == parameters and study.get("sources") == sources
+
+
+def docstring_study(
+    out_folder: str | Path,
+    limit_train: int = 10_000,
+    limit_validation: int = 500,
+    limit_per_collection: int = 1_000,
+    packages: dict[str, list[str]] | None = None,
+    progress: bool = True,
+) -> Study:
+    """Build the study that needs no download, from the docstrings of installed packages, or open it if it is there.
+
+    A docstring's first paragraph is the query, the rest the document. Sources are parsed, never imported; test and
+    vendored folders and generated copies are left out. Query: 3 to 40 words, at least 3 of them starting with a
+    letter. Document: at least 20 words, once doctests, underlines, markup and the sentences that repeat the query are
+    taken out. Then, with test packages before validation before training:
+    - of equal or near-equal documents (Jaccard index of three-word shingles >= NEAR_DUPLICATE) the first stays;
+    - a query that two different documents of a pool answer goes with all its documents: it is ambiguous;
+    - a training query that validation or test asks too, or a validation query that test asks, goes.
+    Of what is left, the pairs with the smallest content hashes are taken, so neither the order of files nor a seed
+    matters: the same package versions give the same files everywhere.
+
+    limit_train, limit_validation: pairs in all. limit_per_collection: pairs, thus documents, of each test package.
+    packages: distribution names by role, as DOCSTRING_PACKAGES.
+    An existing study of the same parameters and versions is opened if its files are unaltered, and rebuilt otherwise.
+    """
+    out_folder = Path(out_folder)
+    packages = DOCSTRING_PACKAGES if packages is None else packages
+    limits = {"train": limit_train, "validation": limit_validation, "test": limit_per_collection}
+    for role, limit in limits.items():
+        if not isinstance(limit, int) or limit < 1:
+            raise InputError(f"the limit of {role} pairs must be a whole number >= 1, found {limit!r}")
+    if set(packages) != set(limits) or not all(packages.values()):
+        raise InputError(f"packages: expected at least one name for each of test, validation, train; found {packages}")
+    role_of = {package: role for role in ("test", "validation", "train") for package in packages[role]}
+    if len(role_of) != sum(map(len, packages.values())):
+        raise InputError("packages: one occurs twice; a package is tested on or trained on, never both")
+
+    sources = {package: _installed(package).version.partition("+")[0] for package in role_of}
+    parameters = {"recipe": RECIPE, "near_duplicate": NEAR_DUPLICATE, "limits": limits, "packages": packages}
+    if _stored(out_folder, parameters, sources):
+        return open_study(out_folder)
+
+    read = {package: _package_pairs(package, progress) for package in role_of}
+    pairs, removed = _clean_roles(read, role_of, progress)
+    for package in packages["test"]:
+        if not pairs[package]:
+            raise InputError(f"package {package}: no docstring of it makes a pair, so it cannot be a test collection")
+    split = {
+        role: sorted((pair for package in packages[role] for pair in pairs[package]), key=_pair_hash)[: limits[role]]
+        for role in ("train", "validation")
+    }
+    for role, rows in split.items():
+        if not rows:
+            raise InputError(f"packages {', '.join(packages[role])}: no docstring of them makes a {role} pair")
+
+    (out_folder / "study.json").unlink(missing_ok=True)
+    shutil.rmtree(out_folder / "collections", ignore_errors=True)
+    tested = {package: pairs[package][:limit_per_collection] for package in packages["test"]}
+    for package, rows in tested.items():
+        _write_beir(out_folder / "collections" / package, rows)
+    study = {
+        "name": out_folder.resolve().name,
+        "collections": [
+            {"name": package, "folder": f"collections/{package}", "split": "test", "drop_self": False}
+            for package in tested
+        ],
+        "parameters": parameters,
+        "sources": sources,
+        "counts": {
+            "train": len(split["train"]),
+            "validation": len(split["validation"]),
+            "test": {package: len(rows) for package, rows in tested.items()},
+            "available": {package: len(rows) for package, rows in pairs.items()},
+            "removed": removed,
+        },
+    }
+    _write_study(out_folder, study, split["train"], split["validation"])
+    return open_study(out_folder)
