@@ -64,3 +64,13 @@ def read_json(path: str | Path) -> object:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         where = f"{path}:{error.lineno}:{error.colno}" if isinstance(error, json.JSONDecodeError) else str(path)
         raise InputError(f"{where}: not valid JSON ({error})") from error
+
+
+def project_path(*parts: str) -> Path:
+    """A path below the project's folder: $ASYMLIB_HOME if set, else the checkout that holds this package.
+
+    Notebooks use it so that they find data/ and figures/ from JupyterLab (which starts them in notebooks/) and from
+    a batch (which starts them in the project's folder) alike.
+    """
+    home = os.environ.get("ASYMLIB_HOME")
+    return Path(home).joinpath(*parts) if home else Path(__file__).resolve().parent.parent.joinpath(*parts)

@@ -1,0 +1,154 @@
+"""Projection heads: what is trained on top of the frozen encoder, for R runs at once.
+
+Every parameter carries a leading run axis, so one matrix product serves all runs and run r never sees run s.
+A plain leading axis is used instead of torch.func.vmap: linear maps batch by themselves, and the same code reads
+as a single run when R = 1.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asymlib.errors import InputError
+
+HEADS = ("none", "linear", "residual", "deep")
+STARTS = ("random", "identity")
+SIDES = ("both", "query", "document", "shared")
+
+Parameters = dict[str, Tensor]
+
+
+def _layers(head: str, dim: int) -> list[tuple[str, int, int]]:
+    """(name, inputs, outputs) of the linear layers of a head."""
+    return {
+        "none": [],
+        "linear": [("", dim, dim)],
+        "residual": [("up.", dim, dim), ("down.", dim, dim)],
+        "deep": [("first.", dim, dim), ("second.", dim, dim), ("third.", dim, dim)],
+    }[head]
+
+
+def check_head(head: str, start: str, sides: str) -> None:
+    """Refuse a head, start or side that does not exist, or a deep head asked to start as the identity."""
+    for value, valid, field in ((head, HEADS, "head"), (start, STARTS, "start"), (sides, SIDES, "sides")):
+        if value not in valid:
+            raise InputError(f"{field}: {value!r} is unknown, expected one of {', '.join(valid)}")
+    if head == "deep" and start == "identity":
+        raise InputError(
+            "start: a 'deep' head has nonlinear layers in a row and cannot start as the identity; use 'residual'"
+        )
+
+
+def start_head(head: str, start: str, dim: int, generator: torch.Generator) -> Parameters:
+    """Parameters of one head for one run.
+
+    head: 'none' {} | 'linear' z = W x + b | 'residual' z = x + W2 gelu(W1 x + b1) + b2 |
+        'deep' three linear layers with two ReLU layers between (the case's deeper variant).
+    start: 'random' draws weights and biases from U(-1/sqrt(dim), 1/sqrt(dim)), torch.nn.Linear's default: an input of length
+        1 leaves with length about 0.58. 'identity' makes z = x at step 0 (W = I, or W2 = 0), so training starts at
+        the baseline.
+    generator: drawn from in a fixed order, on the CPU, so that a run's start does not depend on its neighbours.
+    Returns {name: (out, in) or (out,)} float32 tensors on the CPU.
+    """
+    check_head(head, start, "both")
+    bound = 1 / math.sqrt(dim)
+    parameters = {}
+    for name, inputs, outputs in _layers(head, dim):
+        parameters[f"{name}weight"] = torch.empty(outputs, inputs).uniform_(-bound, bound, generator=generator)
+        parameters[f"{name}bias"] = torch.empty(outputs).uniform_(-bound, bound, generator=generator)
+    if start == "identity" and head == "linear":
+        parameters["weight"] = torch.eye(dim)
+        parameters["bias"] = torch.zeros(dim)
+    if start == "identity" and head == "residual":
+        parameters["down.weight"] = torch.zeros(dim, dim)
+        parameters["down.bias"] = torch.zeros(dim)
+    return parameters
+
+
+def start_heads(head: str, start: str, sides: str, dim: int, seed: int, predictor: bool = False) -> Parameters:
+    """Parameters of one run, with names 'query.weight', 'document.weight', ... and 'predictor.weight' if asked.
+
+    sides: 'both' (two separate heads) | 'query' | 'document' (the other side stays as the encoder gave it) |
+        'shared' (one head for both sides). The predictor is linear and starts as the identity: it maps a query's
+        embedding to its document's and is used by the prediction term alone, never in evaluation.
+    """
+    check_head(head, start, sides)
+    generator = torch.Generator().manual_seed(seed)
+    parameters: Parameters = {}
+    for side in {"both": ("query", "document"), "query": ("query",), "document": ("document",), "shared": ("shared",)}[
+        sides
+    ]:
+        parameters |= {f"{side}.{name}": value for name, value in start_head(head, start, dim, generator).items()}
+    if predictor:
+        parameters |= {"predictor.weight": torch.eye(dim), "predictor.bias": torch.zeros(dim)}
+    return parameters
+
+
+def stack(runs: list[Parameters]) -> Parameters:
+    """R runs' parameters as one dictionary of (R, ...) tensors; all runs must have the same names and shapes."""
+    if len({tuple((name, value.shape) for name, value in sorted(run.items())) for run in runs}) != 1:
+        raise InputError("heads: runs with different architectures cannot be stacked; group them by head and sides")
+    return {name: torch.stack([run[name] for run in runs]) for name in sorted(runs[0])}
+
+
+def unstack(parameters: Parameters, run: int) -> Parameters:
+    """One run's parameters out of a stack of R; a copy, without the run axis."""
+    return {name: value[run].detach().clone() for name, value in parameters.items()}
+
+
+def _linear(parameters: Parameters, name: str, x: Tensor) -> Tensor:
+    weight, bias = parameters[f"{name}weight"], parameters[f"{name}bias"]
+    if weight.ndim == 2:
+        return torch.nn.functional.linear(x, weight, bias)
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)  # (R, B, in) x (R, in, out) -> (R, B, out)
+
+
+def apply_head(parameters: Parameters, side: str, x: Tensor) -> Tensor:
+    """A side's embeddings after its head.
+
+    parameters: one run's, or a stack of R. side: 'query', 'document' or 'predictor'.
+    x: (B, D) for one run, (R, B, D) for a stack. Returns the same shape; x itself where the side has no head.
+    Lengths are left as they come out: normalisation belongs to the similarity.
+    """
+    if not any(name.startswith(f"{side}.") for name in parameters):
+        side = "shared"
+    if f"{side}.weight" in parameters:
+        return _linear(parameters, f"{side}.", x)
+    if f"{side}.up.weight" in parameters:
+        return x + _linear(parameters, f"{side}.down.", torch.nn.functional.gelu(_linear(parameters, f"{side}.up.", x)))
+    if f"{side}.first.weight" in parameters:
+        hidden = torch.relu(_linear(parameters, f"{side}.first.", x))
+        return _linear(parameters, f"{side}.third.", torch.relu(_linear(parameters, f"{side}.second.", hidden)))
+    return x
+
+
+@torch.no_grad()
+def project(parameters: Parameters, side: str, x: np.ndarray, chunk: int = 8192) -> np.ndarray:
+    """A side's embeddings after one run's head, for arrays of any length: (N, D) float32 -> (N, D) float32."""
+    if not parameters:
+        return np.asarray(x, dtype=np.float32)
+    device = next(iter(parameters.values())).device
+    out = np.empty(x.shape, dtype=np.float32)
+    for i in range(0, len(x), chunk):
+        part = torch.from_numpy(np.array(x[i : i + chunk], dtype=np.float32)).to(device)
+        out[i : i + chunk] = apply_head(parameters, side, part).cpu().numpy()
+    return out
+
+
+def soft_whitening(documents: np.ndarray, exponent: float) -> Parameters:
+    """A shared linear head without training: z -> z C^(-a/2), C = Z^T Z / N, scaled so that tr(C) = D.
+
+    documents: (N, D), the frozen embeddings that C is fitted on, not centred. exponent: a; 0 is the identity, 1 full
+    whitening. Eigenvalues below 1e-6 of the largest count as that, so few documents in many dimensions stay finite.
+    Returns parameters for apply_head, where both sides use the same map. Su et al. 2021 (arXiv:2103.15316) is a = 1
+    with centring; the softness is ours.
+    """
+    if exponent < 0:
+        raise InputError(f"whitening: exponent {exponent}, expected 0 or more")
+    z = torch.from_numpy(np.array(documents, dtype=np.float64))
+    values, vectors = torch.linalg.eigh(z.T @ z / len(z))
+    values = (values * len(values) / values.sum()).clamp_min(1e-6 * float(values[-1] * len(values) / values.sum()))
+    weight = (vectors * values.pow(-exponent / 2)) @ vectors.T
+    return {"shared.weight": weight.float(), "shared.bias": torch.zeros(len(values))}

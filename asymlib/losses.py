@@ -1,0 +1,177 @@
+"""Similarities and loss terms as pure functions of tensors shaped (..., B, D).
+
+A loss never normalises its inputs behind the caller's back: length is what this project studies. Whether a side is
+normalised is a property of the similarity, one boolean a side in SIMILARITIES. Terms that are functions of angle
+alone (isotropy of cosines, prediction) say so.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from asymlib.errors import InputError
+
+# name: (query side normalised, document side normalised); euclidean uses neither.
+SIMILARITIES = {
+    "dot": (False, False),
+    "cosine": (True, True),
+    "qnorm": (True, False),
+    "dnorm": (False, True),
+    "euclidean": (False, False),
+}
+TINY = 1e-12  # added to nothing: a floor for lengths, so that a zero vector gives a finite gradient
+
+
+def lengths(z: Tensor) -> Tensor:
+    """Euclidean length of each row: (..., B, D) -> (..., B).
+
+    Rows are divided by their largest entry first, so that neither 1e-30 nor 1e30 under- or overflows in float32.
+    """
+    largest = z.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
+    return torch.linalg.vector_norm(z / largest, dim=-1) * largest.squeeze(-1)
+
+
+def normalize(z: Tensor) -> Tensor:
+    """Rows divided by their length: (..., B, D) -> (..., B, D); a zero row stays zero."""
+    return z / lengths(z).clamp_min(TINY).unsqueeze(-1)
+
+
+def score_matrix(q: Tensor, d: Tensor, similarity: str) -> Tensor:
+    """All scores of queries against documents, before the temperature.
+
+        dot q.d | cosine q.d/(|q||d|) | qnorm q.d/|q| | dnorm q.d/|d| | euclidean -|q - d|^2
+
+    q: (..., B, D); d: (..., M, D). Returns (..., B, M), in the similarity's own unit.
+    qnorm and dnorm: Feng & Watanabe 2026 (arXiv:2602.09229).
+    """
+    if similarity not in SIMILARITIES:
+        raise InputError(f"similarity: {similarity!r} is unknown, expected one of {', '.join(SIMILARITIES)}")
+    if similarity == "euclidean":
+        return 2 * (q @ d.mT) - q.square().sum(-1).unsqueeze(-1) - d.square().sum(-1).unsqueeze(-2)
+    normalize_query, normalize_document = SIMILARITIES[similarity]
+    return (normalize(q) if normalize_query else q) @ (normalize(d) if normalize_document else d).mT
+
+
+def info_nce(scores: Tensor, temperature: Tensor | float, same: Tensor | None = None) -> Tensor:
+    """In-batch softmax cross-entropy; column i holds the positive of row i.
+
+        L = -1/B sum_i log( exp(s_ii / tau) / sum_j exp(s_ij / tau) )
+
+    scores: (..., B, B), as given: lengths are part of the score.
+    temperature: tau > 0, in units of the score; scalar or (...,).
+    same: (..., B, B) bool, True where documents i and j are the same passage; such a j != i is not a negative.
+    Returns (...,), in nats. van den Oord et al. 2018, Eq. 4 (arXiv:1807.03748). One direction only, unlike CLIP.
+    """
+    tau = torch.as_tensor(temperature, dtype=scores.dtype, device=scores.device)
+    if bool((tau <= 0).any()):
+        raise InputError("temperature: expected a number above 0")
+    logits = scores / tau[..., None, None]
+    if same is not None:
+        diagonal = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
+        logits = logits.masked_fill(same & ~diagonal, -math.inf)
+    return (torch.logsumexp(logits, -1) - logits.diagonal(dim1=-2, dim2=-1)).mean(-1)
+
+
+def info_nce_floor(batch: int, scale: float) -> float:
+    """The lowest value that cosine InfoNCE can take for `batch` classes and scale s = 1/tau, in nats.
+
+        log(1 + (n - 1) exp(-s n/(n - 1)))       NormFace 2017 (arXiv:1704.06369)
+
+    Reached when every positive cosine is 1 and every negative -1/(n - 1). Raw dot products have no such floor.
+    """
+    return math.log1p((batch - 1) * math.exp(-scale * batch / (batch - 1)))
+
+
+def _off_diagonal(batch: int, like: Tensor) -> Tensor:
+    return ~torch.eye(batch, dtype=torch.bool, device=like.device)
+
+
+def cosine_isotropy(z: Tensor) -> Tensor:
+    """Mean squared cosine between different rows: 0 when all are orthogonal, 1 when all are parallel.
+
+        1/(B (B - 1)) sum_{i != j} (z_i.z_j / (|z_i||z_j|))^2
+
+    z: (..., B, D). Returns (...,). A function of angles alone: it can neither ask for length nor forbid it.
+    """
+    unit = normalize(z)
+    batch = z.shape[-2]
+    squares = (unit @ unit.mT).square() * _off_diagonal(batch, z)
+    return squares.sum((-2, -1)) / (batch * (batch - 1))
+
+
+def covariance_isotropy(z: Tensor) -> Tensor:
+    """Distance of the covariance's shape from a sphere: 0 when all D variances are equal and uncorrelated.
+
+        |C D/tr(C) - I|_F^2 / D,  C = covariance of the rows
+
+    z: (..., B, D). Returns (...,), at most D - 1. Scale-free: z and 10 z give the same value. With B <= D a batch
+    cannot reach 0 (its covariance has rank below D); only differences matter.
+    Computed from the (B, B) Gram matrix: |C|_F^2 is the same for both and B is smaller than D.
+    """
+    batch, dim = z.shape[-2:]
+    centred = z - z.mean(-2, keepdim=True)
+    centred = centred / lengths(centred).square().mean(-1).sqrt().clamp_min(TINY)[..., None, None]  # tr(C) (B-1)/B = 1
+    gram = centred @ centred.mT / batch  # trace 1, same nonzero eigenvalues as C / tr(C)
+    return dim * gram.square().sum((-2, -1)) - 1  # sum over eigenvalues of (D l - 1)^2 / D = D sum l^2 - 1
+
+
+def variance_hinge(z: Tensor, target: float = 1.0) -> Tensor:
+    """VICReg's variance term: mean over dimensions of max(0, target - std).
+
+    z: (..., B, D). Returns (...,). Bardes et al. 2022, Eq. 1 (arXiv:2105.04906), with epsilon 1e-4 inside the root.
+    Not scale-free: at target 1 it asks for vectors of length about sqrt(D).
+    """
+    return (target - (z.var(-2) + 1e-4).sqrt()).clamp_min(0).mean(-1)
+
+
+def uniformity(z: Tensor) -> Tensor:
+    """Log of the mean Gaussian potential between different rows: log mean_{i<j} exp(-2 |z_i - z_j|^2).
+
+    z: (..., B, D), rows of length 1 expected (normalise first). Returns (...,), in nats, at most 0; lower is more uniform.
+    Wang & Isola 2020 (arXiv:2005.10242).
+    """
+    batch = z.shape[-2]
+    distance = z.square().sum(-1).unsqueeze(-1) + z.square().sum(-1).unsqueeze(-2) - 2 * (z @ z.mT)
+    off = _off_diagonal(batch, z)
+    return torch.logsumexp((-2 * distance).masked_fill(~off, -math.inf).flatten(-2), -1) - math.log(batch * (batch - 1))
+
+
+def alignment(q: Tensor, d: Tensor) -> Tensor:
+    """Mean squared distance of positives: mean_i |q_i - d_i|^2.
+
+    q, d: (..., B, D), rows of length 1 expected (normalise first). Returns (...,), in [0, 4].
+    Wang & Isola 2020 (arXiv:2005.10242).
+    """
+    return (q - d).square().sum(-1).mean(-1)
+
+
+def prediction(predicted: Tensor, d: Tensor) -> Tensor:
+    """One minus the cosine between the predictor's output and the (held fixed) document: mean_i 1 - cos(p(q_i), d_i).
+
+    predicted, d: (..., B, D). Returns (...,), in [0, 2]. The gradient reaches the query side and the predictor only, as in
+    SimSiam (Chen & He 2021, Eq. 1, arXiv:2011.10566). Scale-free. Our reading of the case's "prediction" term.
+    """
+    return 1 - (normalize(predicted) * normalize(d.detach())).sum(-1).mean(-1)
+
+
+def recovery(z: Tensor, x: Tensor) -> Tensor:
+    """How far a head has moved its input: mean_i |z_i - x_i|^2 / mean_i |x_i|^2.
+
+    z, x: (..., B, D), a head's output and input. Returns (...,), 0 when the head is the identity. After the recovery term
+    of Search-Adaptor (arXiv:2310.08750), with squares in place of absolute values. Not scale-free: it forbids growth.
+    """
+    return (z - x).square().sum(-1).mean(-1) / x.square().sum(-1).mean(-1).clamp_min(TINY)
+
+
+def _unit_uniformity(z: Tensor) -> Tensor:
+    return uniformity(normalize(z))
+
+
+ISOTROPY = {
+    "none": None,
+    "cosine": cosine_isotropy,
+    "covariance": covariance_isotropy,
+    "variance-hinge": variance_hinge,
+    "uniformity": _unit_uniformity,
+}

@@ -1,0 +1,368 @@
+"""Length and angle: every statistic of a training run as long-format rows, the attribution of growth, and the alarm.
+
+Rows first, plots later: Recorder collects what train.train shows it, attribution() splits a logit's growth into query
+length, document length and angle, and alarm() turns a history (or one batch of any training loop, through Alarm)
+into warnings in the case's own terms.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from asymlib import losses
+from asymlib.errors import InputError
+from asymlib.train import Snapshot
+
+HISTORY_COLUMNS = ("system", "seed", "step", "epoch", "split", "name", "value")
+
+# The log of the case's failed run, as its team printed it (train / validation); d = 768, tau = 0.05.
+CASE_LOG = pd.DataFrame(
+    [
+        (1, "train", 32.25, -0.50, 0.067, 0.059),
+        (2, "train", 88.00, -0.52, 0.109, 0.096), (3, "train", 163.60, 0.55, 0.146, 0.129),
+        (1, "validation", 64.65, 0.32, np.nan, np.nan), (2, "validation", 134.36, -0.10, np.nan, np.nan),
+        (3, "validation", 228.52, 1.24, np.nan, np.nan),
+    ],
+    columns=["epoch", "split", "similarity.positive.logit", "similarity.negative.logit", "std.query", "std.document"],
+)  # fmt: skip
+CASE_DIMENSION, CASE_TEMPERATURE = 768, 0.05
+
+
+def iso_score(variances: Tensor) -> Tensor:
+    """IsoScore from the PCA variances of a point cloud: 1 when all are equal, 0 when one direction holds all.
+
+        v^ = v sqrt(n) / |v|,  delta = |v^ - 1| / sqrt(2 (n - sqrt n)),
+        score = ((n - delta^2 (n - sqrt n))^2 - n) / (n (n - 1))
+
+    variances: (..., n), at least 0 and not all 0. Returns (...,), in [0, 1].
+    Rudman et al. 2022 (arXiv:2108.07344), as in bcbi-edu/p_eickhoff_isoscore.
+    """
+    n = variances.shape[-1]
+    scaled = variances * math.sqrt(n) / torch.linalg.vector_norm(variances, dim=-1, keepdim=True)
+    delta = torch.linalg.vector_norm(scaled - 1, dim=-1) / math.sqrt(2 * (n - math.sqrt(n)))
+    return ((n - delta.square() * (n - math.sqrt(n))).square() - n) / (n * (n - 1))
+
+
+def rank_me(singular_values: Tensor) -> Tensor:
+    """RankMe, the effective number of directions: exp of the entropy of the L1-normalised singular values.
+
+    singular_values: (..., n), at least 0. Returns (...,), in [1, n]. Garrido et al. 2023, Eq. 1 (arXiv:2210.02885).
+    """
+    share = singular_values / singular_values.sum(-1, keepdim=True)
+    return torch.special.entr(share).sum(-1).exp()
+
+
+def radial_share(gradient: Tensor, z: Tensor) -> Tensor:
+    """Share of the squared gradient that points along the embedding (changes its length), the rest turns it.
+
+        sum_i (g_i . z_i/|z_i|)^2 / sum_i |g_i|^2
+
+    gradient, z: (..., B, D). Returns (...,), in [0, 1]; 0 for any loss that sees only the cosine; nan for a zero gradient.
+    """
+    along = (gradient * losses.normalize(z)).sum(-1)
+    return along.square().sum(-1) / gradient.square().sum((-2, -1))
+
+
+def _side(name: str, z: Tensor, spectrum: bool) -> dict[str, Tensor]:
+    """Statistics of one side's embeddings z (R, N, D): std, lengths and, if asked, IsoScore and RankMe."""
+    length = losses.lengths(z)  # (R, N)
+    low, high = torch.quantile(length, torch.tensor([0.05, 0.95], device=z.device), dim=-1)
+    rows = {
+        f"std.{name}": z.std(-2).mean(-1),  # mean over dimensions of the std over texts, as the case logged it
+        f"length.{name}.mean": length.mean(-1),
+        f"length.{name}.p05": low,
+        f"length.{name}.p95": high,
+    }
+    if spectrum:
+        covariance = torch.stack([torch.cov(run.T) for run in z.double()])
+        rows[f"isoscore.{name}"] = iso_score(torch.linalg.eigvalsh(covariance).clamp_min(0))
+        # singular values of the uncentred matrix, from its Gram matrix: (R, D)
+        rows[f"rankme.{name}"] = rank_me(torch.linalg.eigvalsh(z.double().mT @ z.double()).clamp_min(0).sqrt())
+    return rows
+
+
+def statistics(
+    q: Tensor, d: Tensor, scores: Tensor, same: Tensor, temperature: Tensor, spectrum: bool = False
+) -> dict[str, Tensor]:
+    """Every statistic of K blocks of B pairs a run, as {name: (R,)}.
+
+    q, d: (R, K, B, D). scores: (R, K, B, B), before the temperature. same: (R, K, B, B) bool. temperature: (R,).
+    spectrum: also IsoScore, RankMe, alignment and uniformity (on normalised rows), which cost an eigendecomposition.
+    Names: similarity.positive.logit, similarity.negative.logit (score / tau), similarity.positive.cosine, ...; accuracy is the
+    share of queries whose own document scores highest in its block; temperature.effective is the mean of
+    tau / (|q||d|) over positives: the temperature that a cosine with these lengths in the numerator would have.
+    """
+    batch, dim = q.shape[-2:]
+    diagonal = torch.eye(batch, dtype=torch.bool, device=q.device)
+    negative = ~diagonal & ~same
+    count = negative.sum((-3, -2, -1)).clamp_min(1)
+    cosine = losses.score_matrix(q, d, "cosine")
+    tau = temperature[:, None, None, None]
+    rows = {}
+    for unit, values in (("logit", scores / tau), ("cosine", cosine)):
+        rows[f"similarity.positive.{unit}"] = values.diagonal(dim1=-2, dim2=-1).mean((-2, -1))
+        rows[f"similarity.negative.{unit}"] = torch.where(negative, values, 0.0).sum((-3, -2, -1)) / count
+    dot = (q * d).sum(-1) / temperature[:, None, None]
+    rows["similarity.positive.dot"] = dot.mean((-2, -1))  # q.d / tau whatever the similarity trained with
+    best_negative = scores.masked_fill(~negative, -torch.inf).amax(-1)
+    rows["accuracy"] = (scores.diagonal(dim1=-2, dim2=-1) > best_negative).float().mean((-2, -1))
+    product = losses.lengths(q) * losses.lengths(d)
+    rows["temperature.effective"] = (temperature[:, None, None] / product.clamp_min(losses.TINY)).mean((-2, -1))
+    flat_q, flat_d = q.reshape(len(q), -1, dim), d.reshape(len(d), -1, dim)
+    rows |= _side("query", flat_q, spectrum) | _side("document", flat_d, spectrum)
+    if spectrum:
+        unit_q, unit_d = losses.normalize(flat_q), losses.normalize(flat_d)
+        rows["alignment"] = losses.alignment(unit_q, unit_d)
+        rows["uniformity.query"], rows["uniformity.document"] = losses.uniformity(unit_q), losses.uniformity(unit_d)
+    return rows
+
+
+class Recorder:
+    """An observer for train.train that keeps every statistic of every snapshot.
+
+    Gradient rows: gradient.parameters (norm before clipping) and, a side, gradient.<side>.norm, .radial and .tangential:
+    norms with respect to the embeddings, radial^2 + tangential^2 = norm^2, and .radial_share = radial^2 / norm^2.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[pd.DataFrame] = []
+
+    def __call__(self, shown: Snapshot) -> None:
+        rows = {f"loss.{name}": value for name, value in shown.losses.items()}
+        validation = shown.split == "validation"
+        rows |= statistics(
+            shown.query, shown.document, shown.scores, shown.same, shown.temperature, spectrum=validation
+        )
+        for side, z in (("query", shown.query), ("document", shown.document)):
+            if side in shown.gradients:
+                gradient = shown.gradients[side]
+                norm = gradient.square().sum((-3, -2, -1)).sqrt()
+                share = radial_share(gradient.flatten(1, 2), z.flatten(1, 2))
+                rows[f"gradient.{side}.norm"] = norm
+                rows[f"gradient.{side}.radial"] = norm * share.sqrt()
+                rows[f"gradient.{side}.tangential"] = norm * (1 - share).clamp_min(0).sqrt()
+                rows[f"gradient.{side}.radial_share"] = share
+        if "parameters" in shown.gradients:
+            rows["gradient.parameters"] = shown.gradients["parameters"]
+        values = torch.stack([value.double() for value in rows.values()], 1).cpu().numpy()  # (R, names)
+        where = {"step": shown.step, "epoch": shown.epoch, "split": shown.split}
+        for (system, seed), active, row in zip(shown.runs, shown.active.tolist(), values, strict=True):
+            if active:
+                run = {"system": system.name, "seed": seed, **where}
+                self._parts.append(pd.DataFrame({**run, "name": list(rows), "value": row}))
+
+    def frame(self) -> pd.DataFrame:
+        """The history, long: system, seed, step, epoch, split, name, value; a stopped run's later rows are left out."""
+        if not self._parts:
+            return pd.DataFrame(columns=list(HISTORY_COLUMNS))
+        frame = pd.concat(self._parts, ignore_index=True)
+        return frame.sort_values(["system", "seed", "split", "step", "name"], kind="stable", ignore_index=True)
+
+
+def wide(history: pd.DataFrame, split: str) -> pd.DataFrame:
+    """One row a (system, seed, epoch, step) of one split, one column a statistic."""
+    part = history[history["split"] == split]
+    if part.empty:
+        raise InputError(f"history: no rows with split {split!r}, found {sorted(set(history['split']))}")
+    keys = ["system", "seed", "epoch", "step"]
+    return part.pivot(index=keys, columns="name", values="value").reset_index().rename_axis(columns=None)
+
+
+def attribution(start: pd.Series, end: pd.Series, logit: str = "similarity.positive.dot") -> dict[str, float]:
+    """Split the growth of the mean positive logit into query length, document length and angle.
+
+        log(S1/S0) = log(Q1/Q0) + log(D1/D0) + log(C1/C0),   C = S tau / (Q D)
+
+    S: mean of q.d/tau over positives; Q, D: mean lengths; C: the length-weighted mean cosine, which makes the sum exact.
+    start, end: rows with `logit`, length.query.mean, length.document.mean (tau cancels). Returns natural logs 'query',
+    'document', 'angle', 'total', and 'length_share' = (query + document) / total. Needs S > 0 on both sides.
+    """
+    s0, s1 = float(start[logit]), float(end[logit])
+    if not (s0 > 0 and s1 > 0):
+        raise InputError(f"attribution: {logit} is {s0:.3g} then {s1:.3g}; its logarithm needs both above 0")
+    query = math.log(end["length.query.mean"] / start["length.query.mean"])
+    document = math.log(end["length.document.mean"] / start["length.document.mean"])
+    total = math.log(s1 / s0)
+    share = (query + document) / total if total else math.nan
+    return {
+        "query": query,
+        "document": document,
+        "angle": total - query - document,
+        "total": total,
+        "length_share": share,
+    }
+
+
+def attribute_history(history: pd.DataFrame, split: str = "validation") -> pd.DataFrame:
+    """attribution() from each run's first to its last row of `split`: one row a (system, seed)."""
+    rows = []
+    for (system, seed), run in wide(history, split).groupby(["system", "seed"], sort=False):
+        run = run.sort_values("step")
+        if run["similarity.positive.dot"].iloc[[0, -1]].gt(0).all():
+            rows.append({"system": system, "seed": seed, **attribution(run.iloc[0], run.iloc[-1])})
+        else:
+            empty = dict.fromkeys(("query", "document", "angle", "total", "length_share"), math.nan)
+            rows.append({"system": system, "seed": seed, **empty})
+    return pd.DataFrame(rows)
+
+
+def case_arithmetic() -> pd.DataFrame:
+    """The case's published training log under attribution(): its lengths follow from its standard deviations.
+
+        |q| = std_q sqrt(d),  implied cosine = S tau / (|q||d|) = S 0.05 / (768 std_q std_d)
+
+    One row an epoch: lengths, implied cosine, and the logs of growth since epoch 1. Assumes mean embeddings near zero.
+    """
+    log = CASE_LOG[CASE_LOG["split"] == "train"].copy()
+    log["similarity.positive.dot"] = log["similarity.positive.logit"]
+    for side in ("query", "document"):
+        log[f"length.{side}.mean"] = log[f"std.{side}"] * math.sqrt(CASE_DIMENSION)
+    rows = []
+    for _, row in log.iterrows():
+        product = row["length.query.mean"] * row["length.document.mean"]
+        grown = attribution(log.iloc[0], row)
+        rows.append({"epoch": int(row["epoch"]), "positive_logit": row["similarity.positive.logit"],
+                     "query_length": row["length.query.mean"], "document_length": row["length.document.mean"],
+                     "implied_cosine": row["similarity.positive.logit"] * CASE_TEMPERATURE / product, **grown})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding of the alarm: what was seen, what was expected, and since when."""
+
+    rule: str
+    message: str
+    value: float
+    expected: str
+    epoch: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the alarm tolerates. The case's own terms: cosine in [0.5, 1], std not growing, accuracy about 90 %."""
+
+    cosine_low: float = 0.5
+    cosine_high: float = 1.0
+    std_growth: float = 1.5  # factor over the first row
+    length_growth: float = 1.5  # factor over the first row, of the geometric mean of both sides
+    length_share: float = 0.75  # of the log-growth of q.d, above which 'the angle stands still'
+    accuracy: float = 0.9
+    loss_rise: float = 0.02  # relative, validation loss above its lowest value so far
+
+
+def check(
+    first: pd.Series, now: pd.Series, lowest_loss: float | None = None, limits: Limits | None = None
+) -> list[Finding]:
+    """The warnings that a row of statistics raises, given the run's first row.
+
+    first, now: named as in statistics(), plus 'epoch'. Names that are missing skip their rule. lowest_loss: the lowest
+    loss.contrastive so far, for the rising-loss rule.
+    """
+    limits = limits or Limits()
+    epoch = float(now.get("epoch", math.nan))
+    found = []
+
+    def warn(rule: str, message: str, value: float, expected: str) -> None:
+        found.append(Finding(rule, message, float(value), expected, epoch))
+
+    cosine = now.get("similarity.positive.cosine")
+    if cosine is not None and not limits.cosine_low <= cosine <= limits.cosine_high + 1e-6:
+        warn(
+            "positive-cosine",
+            f"positive cosine is {cosine:.2f}",
+            cosine,
+            f"within [{limits.cosine_low:g}, {limits.cosine_high:g}]",
+        )
+    for side in ("query", "document"):
+        name = f"std.{side}"
+        if name in now and name in first and now[name] > limits.std_growth * first[name]:
+            growth = now[name] / first[name]
+            warn(
+                f"std-{side}-growing",
+                f"{side} std grew {growth:.2f} times to {now[name]:.3g}",
+                growth,
+                f"at most {limits.std_growth:g} times",
+            )
+    needed = ["length.query.mean", "length.document.mean", "similarity.positive.dot"]
+    if all(name in now and name in first for name in needed):
+        growth = math.sqrt(math.prod(now[name] / first[name] for name in needed[:2]))
+        if growth > limits.length_growth and first[needed[2]] > 0 and now[needed[2]] > 0:
+            share = attribution(first, now)["length_share"]
+            if share >= limits.length_share:
+                warn("length-without-angle", f"lengths grew {growth:.2f} times and carry {share:.0%} of the logit's growth",
+                     growth, f"at most {limits.length_growth:g} times, or the angle moving too")  # fmt: skip
+    if "accuracy" in now and now["accuracy"] < limits.accuracy:
+        warn(
+            "accuracy",
+            f"in-batch accuracy is {now['accuracy']:.0%}",
+            now["accuracy"],
+            f"at least {limits.accuracy:.0%}",
+        )
+    if lowest_loss is not None and now.get("loss.contrastive", 0.0) > lowest_loss * (1 + limits.loss_rise):
+        loss = now["loss.contrastive"]
+        warn(
+            "loss-rising",
+            f"validation loss {loss:.3f} is above its lowest, {lowest_loss:.3f}",
+            loss,
+            "a falling validation loss",
+        )
+    return found
+
+
+def alarm(history: pd.DataFrame, split: str = "validation", limits: Limits | None = None) -> pd.DataFrame:
+    """Warnings for every run and epoch of a history: system, seed, epoch, rule, message, value, expected.
+
+    The first row of a run is what growth is measured against; it is judged itself for everything but growth.
+    """
+    rows = []
+    for (system, seed), run in wide(history, split).groupby(["system", "seed"], sort=False):
+        run = run.sort_values("step")
+        lowest = run["loss.contrastive"].cummin().shift(1)
+        for (_, now), low in zip(run.iterrows(), lowest, strict=True):
+            for warning in check(run.iloc[0], now, None if math.isnan(low) else low, limits):
+                rows.append({"system": system, "seed": seed, **vars(warning)})
+    return pd.DataFrame(rows, columns=["system", "seed", "epoch", "rule", "message", "value", "expected"])
+
+
+class Alarm:
+    """The alarm for any training loop: call it with each batch's embeddings, it returns the new warnings.
+
+        alarm = Alarm(temperature=0.05)
+        for q, d in batches:                      # (B, D) embeddings that enter the loss, row i of d the positive of row i of q
+            for warning in alarm(q, d):
+                print(warning.message, "- expected", warning.expected)
+
+    The first call sets what growth is measured against. Each rule speaks once, when it first holds for `hold` calls in a
+    row. Detached and without gradients: it never changes the training that it watches.
+    """
+
+    def __init__(self, temperature: float, similarity: str = "dot", limits: Limits | None = None, hold: int = 1):
+        self.temperature, self.similarity, self.limits, self.hold = temperature, similarity, limits, hold
+        self._first: pd.Series | None = None
+        self._counts: dict[str, int] = {}
+        self._calls = 0
+
+    @torch.no_grad()
+    def __call__(self, q: Tensor, d: Tensor) -> list[Finding]:
+        """q, d: (B, D), B >= 2. Returns the warnings that begin to hold with this batch."""
+        if q.shape != d.shape or q.ndim != 2 or len(q) < 2:
+            raise InputError(
+                f"alarm: q has shape {tuple(q.shape)}, d {tuple(d.shape)}; expected two equal (B, D) with B >= 2"
+            )
+        q, d = q.detach().float()[None, None], d.detach().float()[None, None]
+        scores = losses.score_matrix(q, d, self.similarity)
+        rows = statistics(
+            q, d, scores, torch.zeros_like(scores, dtype=torch.bool), torch.tensor([self.temperature], device=q.device)
+        )
+        now = pd.Series({name: float(value[0]) for name, value in rows.items()} | {"epoch": float(self._calls)})
+        self._calls += 1
+        if self._first is None:
+            self._first = now
+        found = {warning.rule: warning for warning in check(self._first, now, None, self.limits)}
+        self._counts = {rule: self._counts.get(rule, 0) + 1 for rule in found}
+        return [warning for rule, warning in found.items() if self._counts[rule] == self.hold]

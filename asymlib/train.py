@@ -1,0 +1,360 @@
+"""One loop that trains R runs at once: parameters stacked along a leading axis, one batch of pairs a run and step.
+
+A run is a (System, seed). Runs that share an architecture are stacked; their learning rate, weight decay, temperature,
+loss weights and clipping are (R,) tensors, and everything that decides about a run (clipping, early stopping, best epoch,
+divergence) acts on its own row. R = 1 is just a single run.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from asymlib import heads, losses
+from asymlib.errors import InputError
+from asymlib.files import atomic_path, read_json, write_json
+from asymlib.systems import System, system_from_dict
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults
+
+
+@dataclass(frozen=True)
+class PairVectors:
+    """Frozen embeddings of (query, document) pairs: row i of documents is the positive of row i of queries.
+
+    queries, documents: (N, D) float32. passage: (N,) int64, equal where two rows have the same document text.
+    """
+
+    queries: Tensor
+    documents: Tensor
+    passage: Tensor
+
+    @staticmethod
+    def of(queries: np.ndarray, documents: np.ndarray, passage: np.ndarray) -> "PairVectors":
+        """Check and wrap arrays; NaN, zero rows and shapes that disagree are refused, naming the side and row."""
+        for side, array in (("queries", queries), ("documents", documents)):
+            if array.ndim != 2 or array.shape != queries.shape or len(array) != len(passage):
+                raise InputError(
+                    f"pairs: {side} has shape {array.shape}, expected two equal (N, D) shapes and N = {len(passage)} passages"
+                )
+            bad = np.flatnonzero(~np.isfinite(array).all(1) | ~array.any(1))
+            if len(bad):
+                raise InputError(f"pairs: {side} row {bad[0]} is NaN, infinite or zero ({len(bad)} such rows)")
+        return PairVectors(
+            torch.from_numpy(np.array(queries, dtype=np.float32)),
+            torch.from_numpy(np.array(documents, dtype=np.float32)),
+            torch.from_numpy(np.array(passage, dtype=np.int64)),
+        )
+
+    def to(self, device: torch.device) -> "PairVectors":
+        """The same on another device."""
+        return PairVectors(self.queries.to(device), self.documents.to(device), self.passage.to(device))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What an observer of the training loop is shown; K blocks of B pairs a run (K = 1 in training)."""
+
+    runs: Sequence[tuple[System, int]]
+    active: Tensor  # (R,) bool, False once a run has stopped early or diverged
+    step: int  # updates done so far
+    epoch: float  # step / steps per epoch
+    split: str  # 'train' or 'validation'
+    query: Tensor  # (R, K, B, D) after the heads
+    document: Tensor  # (R, K, B, D)
+    scores: Tensor  # (R, K, B, B), before the temperature
+    same: Tensor  # (R, K, B, B) bool, same passage
+    temperature: Tensor  # (R,)
+    losses: dict[str, Tensor]  # name -> (R,)
+    gradients: dict[str, Tensor] = field(default_factory=dict)  # 'query', 'document' (R, K, B, D), 'parameters' (R,)
+
+
+Observer = Callable[[Snapshot], None]
+
+
+@dataclass
+class TrainedRun:
+    """One finished run. `best` holds the parameters after the epoch with the lowest validation loss, `last` the final ones."""
+
+    system: System
+    seed: int
+    best: heads.Parameters
+    last: heads.Parameters
+    best_epoch: int  # 1, 2, ...; 0 only if no epoch gave a finite validation loss, and then `best` is the start
+    validation_loss: list[float]  # contrastive loss after epoch 0 (untrained), 1, 2, ..., in nats
+    diverged_at: int | None = None  # step of the first loss or gradient that was not finite
+
+
+def _structure(system: System) -> tuple[Any, ...]:
+    """Runs with the same key can be stacked."""
+    return (
+        system.head, system.sides, system.similarity, system.isotropy, system.batch_size, system.epochs,
+        system.prediction_weight > 0,
+    )  # fmt: skip
+
+
+def train(
+    runs: Sequence[tuple[System, int]],
+    training: PairVectors,
+    validation: PairVectors,
+    observe: Observer | None = None,
+    log_every: int = 10,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> list[TrainedRun]:
+    """Train every (system, seed) and return the results in the order given.
+
+    training, validation: frozen embeddings. A run sees floor(N / batch_size) batches an epoch, in an order drawn from
+        its seed; the incomplete last batch is dropped. Validation is in blocks of batch_size, in the order given.
+    observe: called every `log_every` steps on the training batch (gradients included) before its update, and on the
+        validation pairs before the first step and after each epoch.
+    device: default CUDA when there is one. The same seed on the same device gives the same numbers.
+    The best epoch, early stopping (`patience`) and TrainedRun.validation_loss go by the contrastive loss alone, so that
+    runs with different weights stay comparable.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for index, (system, _) in enumerate(runs):
+        if not system.trained:
+            raise InputError(f"train: system {system.name!r} has no head, there is nothing to train")
+        for split, pairs in (("training", training), ("validation", validation)):
+            if len(pairs.queries) < system.batch_size:
+                raise InputError(
+                    f"train: {len(pairs.queries)} {split} pairs, expected at least batch_size = {system.batch_size}"
+                )
+        if training.queries.shape[1] != validation.queries.shape[1]:
+            raise InputError(
+                f"train: validation vectors have {validation.queries.shape[1]} dimensions, training {training.queries.shape[1]}"
+            )
+        groups[_structure(system)].append(index)
+    results: list[TrainedRun | None] = [None] * len(runs)
+    training, validation = training.to(device), validation.to(device)
+    torch.set_flush_denormal(
+        True
+    )  # dying ReLU and Adam moments reach denormals, which cost a CPU 100 times a normal number
+    try:
+        for indices in groups.values():
+            stack = _Stack([runs[i] for i in indices], training, validation, device)
+            for index, result in zip(indices, stack.run(observe, log_every, progress), strict=True):
+                results[index] = result
+    finally:
+        torch.set_flush_denormal(False)
+    return results  # type: ignore[return-value]
+
+
+class _Stack:
+    """R runs of one architecture and their optimiser state."""
+
+    def __init__(
+        self, runs: list[tuple[System, int]], training: PairVectors, validation: PairVectors, device: torch.device
+    ):
+        self.runs, self.training, self.validation, self.device = runs, training, validation, device
+        self.shape = runs[0][0]  # what all runs share: similarity, isotropy, batch size, epochs
+        dim = training.queries.shape[1]
+        starts = [heads.start_heads(s.head, s.start, s.sides, dim, seed, s.prediction_weight > 0) for s, seed in runs]
+        self.parameters = {name: value.to(device).requires_grad_() for name, value in heads.stack(starts).items()}
+        self.first = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        self.second = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        self.orders = [torch.Generator().manual_seed(1_000_003 + seed) for _, seed in runs]
+        self.active = torch.ones(len(runs), dtype=torch.bool, device=device)
+        self.step = 0
+
+    def hyper(self, name: str) -> Tensor:
+        """One field of every run's system, as an (R,) tensor."""
+        return torch.tensor([getattr(system, name) for system, _ in self.runs], device=self.device)
+
+    def forward(
+        self, x_q: Tensor, x_d: Tensor, passage: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Embeddings, scores, duplicate mask and losses of K blocks: x_q, x_d (R, K, B, D); passage (R, K, B)."""
+        runs, blocks, batch, dim = x_q.shape
+        q = heads.apply_head(self.parameters, "query", x_q.reshape(runs, -1, dim)).view(runs, blocks, batch, dim)
+        d = heads.apply_head(self.parameters, "document", x_d.reshape(runs, -1, dim)).view(runs, blocks, batch, dim)
+        scores = losses.score_matrix(q, d, self.shape.similarity)
+        same = passage.unsqueeze(-1) == passage.unsqueeze(-2)
+        terms = {"contrastive": losses.info_nce(scores, self.hyper("temperature")[:, None], same).mean(1)}
+        isotropy = losses.ISOTROPY[self.shape.isotropy]
+        if isotropy:
+            terms["isotropy"] = (isotropy(q) + isotropy(d)).mean(1) / 2
+        if self.shape.prediction_weight > 0:
+            predicted = heads.apply_head(self.parameters, "predictor", q.reshape(runs, -1, dim))
+            terms["prediction"] = losses.prediction(predicted, d.reshape(runs, -1, dim))
+        if bool((self.hyper("recovery_weight") > 0).any()):
+            terms["recovery"] = (losses.recovery(q, x_q) + losses.recovery(d, x_d)).mean(1) / 2
+        total = terms["contrastive"]
+        for name in ("isotropy", "prediction", "recovery"):
+            if name in terms:
+                total = total + self.hyper(f"{name}_weight") * terms[name]
+        return q, d, scores, same, {"total": total, **terms}
+
+    def update(self, gradients: dict[str, Tensor]) -> None:
+        """One AdamW step (Loshchilov & Hutter 2019, Algorithm 2, arXiv:1711.05101) of the runs that are active."""
+        self.step += 1
+
+        def shaped(values: Tensor, like: Tensor) -> Tensor:
+            return values.view(-1, *[1] * (like.ndim - 1))
+
+        lr, decay = self.hyper("lr"), self.hyper("weight_decay")
+        correction1, correction2 = 1 - BETA1**self.step, 1 - BETA2**self.step
+        everyone = bool(self.active.all())
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                gradient, first, second = gradients[name], self.first[name], self.second[name]
+                first.lerp_(gradient, 1 - BETA1)
+                second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+                new = value * shaped(1 - lr * decay, value)
+                new -= shaped(lr / correction1, value) * first / ((second / correction2).sqrt_().add_(EPSILON))
+                value.copy_(new if everyone else torch.where(shaped(self.active, value), new, value))
+
+    def clip(self, gradients: dict[str, Tensor]) -> Tensor:
+        """Scale each run's gradient to at most its clip_norm; returns the norms before, (R,)."""
+        norm = torch.stack([g.flatten(1).float().square().sum(1) for g in gradients.values()]).sum(0).sqrt()
+        limit = self.hyper("clip_norm")
+        if bool((limit > 0).any()):
+            scale = torch.where(limit > 0, (limit / (norm + 1e-6)).clamp_max(1.0), 1.0)
+            for gradient in gradients.values():
+                gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
+        return norm
+
+    def snapshot(self, split: str, epoch: float, forward: tuple[Any, ...], gradients: dict[str, Tensor]) -> Snapshot:
+        q, d, scores, same, terms = forward
+        return Snapshot(
+            self.runs, self.active.clone(), self.step, epoch, split, q.detach(), d.detach(), scores.detach(), same,
+            self.hyper("temperature"), {name: value.detach() for name, value in terms.items()}, gradients,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def validate(self, epoch: float, observe: Observer | None) -> Tensor:
+        """Contrastive loss of every run on the validation pairs, (R,)."""
+        batch, runs = self.shape.batch_size, len(self.runs)
+        blocks = len(self.validation.queries) // batch
+
+        def blocked(x: Tensor) -> Tensor:
+            return x[: blocks * batch].view(1, blocks, batch, *x.shape[1:]).expand(runs, *[-1] * (x.ndim + 1))
+
+        pairs = self.validation
+        forward = self.forward(blocked(pairs.queries), blocked(pairs.documents), blocked(pairs.passage))
+        if observe:
+            observe(self.snapshot("validation", epoch, forward, {}))
+        return forward[-1]["contrastive"]
+
+    def run(self, observe: Observer | None, log_every: int, progress: bool) -> list[TrainedRun]:
+        batch, runs = self.shape.batch_size, len(self.runs)
+        steps = len(self.training.queries) // batch
+        validation_loss = [self.validate(0.0, observe)]
+        best = {name: value.detach().clone() for name, value in self.parameters.items()}
+        best_loss = torch.full((runs,), torch.inf, device=self.device)
+        best_epoch = torch.zeros(runs, dtype=torch.long, device=self.device)
+        diverged = torch.full((runs,), -1, dtype=torch.long, device=self.device)
+        patience = self.hyper("patience")
+        bar = tqdm(
+            total=self.shape.epochs * steps, desc=f"{self.shape.name} x{runs}", unit="step", disable=not progress
+        )
+        for epoch in range(1, self.shape.epochs + 1):
+            order = torch.stack([torch.randperm(len(self.training.queries), generator=g) for g in self.orders]).to(
+                self.device
+            )
+            for i in range(steps):
+                rows = order[:, i * batch : (i + 1) * batch]
+                forward = self.forward(
+                    self.training.queries[rows].unsqueeze(1),
+                    self.training.documents[rows].unsqueeze(1),
+                    self.training.passage[rows].unsqueeze(1),
+                )
+                watched = observe is not None and self.step % log_every == 0
+                embeddings = [z for z in forward[:2] if z.requires_grad] if watched else []
+                wanted = [*self.parameters.values(), *embeddings]
+                # Rows of the total loss are independent, so the gradient of their sum is every run's own gradient.
+                found = torch.autograd.grad(forward[-1]["total"].sum(), wanted)
+                gradients = dict(zip(self.parameters, found, strict=False))
+                norm = self.clip(gradients)
+                finite = torch.isfinite(norm) & torch.isfinite(forward[-1]["total"])
+                diverged = torch.where(self.active & ~finite, self.step, diverged)
+                self.active &= finite
+                if watched:
+                    tail = iter(found[len(self.parameters) :])
+                    sides = {
+                        side: next(tail)
+                        for side, z in zip(("query", "document"), forward[:2], strict=True)
+                        if z.requires_grad
+                    }
+                    observe(self.snapshot("train", self.step / steps, forward, {"parameters": norm, **sides}))
+                self.update(gradients)
+                bar.update()
+            loss = self.validate(float(epoch), observe)
+            validation_loss.append(loss)
+            better = self.active & (loss < best_loss)
+            best_loss, best_epoch = torch.where(better, loss, best_loss), torch.where(better, epoch, best_epoch)
+            for name, value in self.parameters.items():
+                best[name][better] = value.detach()[better]
+            self.active &= (patience == 0) | (epoch - best_epoch < patience)
+            bar.set_postfix(validation=f"{float(loss.median()):.3f}")
+            if not bool(self.active.any()):
+                break
+        bar.close()
+        curves = torch.stack(validation_loss, 1).tolist()
+        return [
+            TrainedRun(
+                system, seed, heads.unstack(best, r), heads.unstack(self.parameters, r), int(best_epoch[r]), curves[r],
+                int(diverged[r]) if diverged[r] >= 0 else None,
+            )
+            for r, (system, seed) in enumerate(self.runs)
+        ]  # fmt: skip
+
+
+def save_runs(folder: str | Path, runs: Sequence[TrainedRun], **origin: Any) -> None:
+    """Write runs of one system as heads.safetensors and config.json; config.json, written last, marks the folder complete.
+
+    origin: anything else to keep beside the system's own fields, e.g. the encoder's key (JSON literals).
+    """
+    folder = Path(folder)
+    if len({run.system for run in runs}) != 1:
+        raise InputError(f"{folder}: expected runs of exactly one system")
+    tensors = {
+        f"{kind}/{run.seed}/{name}": value.contiguous().cpu()
+        for run in runs
+        for kind, parameters in (("best", run.best), ("last", run.last))
+        for name, value in parameters.items()
+    }
+    with atomic_path(folder / "heads.safetensors") as temporary:
+        save_file(tensors, temporary)
+    rows = [
+        {
+            "seed": run.seed,
+            "best_epoch": run.best_epoch,
+            "validation_loss": run.validation_loss,
+            "diverged_at": run.diverged_at,
+        }
+        for run in runs
+    ]
+    write_json(folder / "config.json", {"system": runs[0].system.to_dict(), "runs": rows, **origin})
+
+
+def load_runs(folder: str | Path) -> tuple[list[TrainedRun], dict[str, Any]]:
+    """Read what save_runs wrote: the runs, and config.json whole (system, runs and origin)."""
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    system = system_from_dict(config["system"])
+    tensors = load_file(folder / "heads.safetensors")
+    stored: dict[tuple[str, int], heads.Parameters] = defaultdict(dict)
+    for key, value in tensors.items():
+        kind, seed, name = key.split("/", 2)
+        stored[kind, int(seed)][name] = value
+    runs = []
+    for row in config["runs"]:
+        if system.trained and ("best", row["seed"]) not in stored:
+            raise InputError(
+                f"{folder / 'heads.safetensors'}: no parameters for seed {row['seed']} that config.json names"
+            )
+        best, last = stored["best", row["seed"]], stored["last", row["seed"]]
+        runs.append(
+            TrainedRun(system, row["seed"], best, last, row["best_epoch"], row["validation_loss"], row["diverged_at"])
+        )
+    return runs, config
