@@ -12,26 +12,34 @@ Conventions that move numbers:
   score, as in pytrec_eval. It is an error unless `strict=False`; published ArguAna has five and is read that way.
 """
 
+import argparse
 import ast
 import gc
 import hashlib
+import heapq
 import json
 import os
 import re
 import shutil
+import stat
+import tempfile
+import time
 import warnings
+import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import requests
 from sklearn.feature_extraction.text import HashingVectorizer
 from tqdm.auto import tqdm
 
-from asymlib.errors import InputError
+from asymlib.errors import InputError, run_command
 from asymlib.files import read_json, sha256_file, write_json, write_text
 
 DATA_VARIABLE = "ASYMLIB_DATA"
@@ -426,9 +434,7 @@ def _docstrings(source: str) -> Iterator[str]:
 
 
 _RULE = re.compile(r"[\s=\-~^*#\"'`_.+]*")  # an underline or table border
-_SECTION = re.compile(
-    r"(parameters|args|arguments|returns?|yields|raises|examples?|notes?|attributes)\b\s*:?\s*(-{3}|$)", re.I
-)
+_SECTION = re.compile(r"(parameters|args|arguments|returns?|yields|raises|examples?|notes?|attributes)\s*:?\s*\n", re.I)
 _ROLE = re.compile(r":[A-Za-z][\w:+-]*:`~?\.?([^`<]+?)(?:\s*<[^`]*>)?`")  # :class:`~torch.Tensor` -> torch.Tensor
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
@@ -451,7 +457,7 @@ def _pair_from_docstring(doc: str) -> tuple[str, str] | None:
     summary, _, rest = doc.strip().partition("\n\n")
     query, document = _prose(summary), _prose(rest)
     words = query.split()
-    if not 3 <= len(words) <= 40 or sum(word[:1].isalpha() for word in words) < 3 or _SECTION.match(summary):
+    if not 3 <= len(words) <= 40 or sum(word[:1].isalpha() for word in words) < 3 or _SECTION.match(summary + "\n"):
         return None
     essence = query.casefold().rstrip(".:!? ")
     if essence in document.casefold():
@@ -609,7 +615,7 @@ def docstring_study(
     An existing study of the same parameters and versions is opened if its files are unaltered, and rebuilt otherwise.
     """
     out_folder = Path(out_folder)
-    packages = DOCSTRING_PACKAGES if packages is None else packages
+    packages = {role: list(names) for role, names in (packages or DOCSTRING_PACKAGES).items()}
     limits = {"train": limit_train, "validation": limit_validation, "test": limit_per_collection}
     for role, limit in limits.items():
         if not isinstance(limit, int) or limit < 1:
@@ -661,3 +667,366 @@ def docstring_study(
     }
     _write_study(out_folder, study, split["train"], split["validation"])
     return open_study(out_folder)
+
+
+# ------------------------------------------------------------------------------------------------- real data, leakage
+
+REAL_TESTS = ("scifact", "nfcorpus", "arguana", "msmarco_dl_pool", "vaswani_npl")
+REAL_SOURCES = ("beir/squad_train", "pairs/nq_qed.jsonl")
+REAL_RECIPE = 1  # raised whenever the pairs that come out of the same files change
+REAL_PAIRS = {"smoke": 10_000, "full": 87_599}  # the case's small run; as many as SQuAD's training questions
+
+
+def _ends(text: str) -> set[str]:
+    """The first and the last 120 letters and digits, casefolded: two texts that share one are taken as the same.
+
+    Both ends, because one copy of a passage may carry a title before it or be cut short after it.
+    """
+    plain = re.sub(r"[\W_]+", "", text.casefold())
+    return {f"first {plain[:120]}", f"last {plain[-120:]}"} if plain else set()
+
+
+def overlap(train: Pairs, collection: Collection) -> dict[str, int | float]:
+    """How much of a test collection occurs in the training text, as queries or as documents.
+
+    Two texts are the same if their first or their last 120 letters and digits are, casefolded.
+    Returns the numbers of queries and documents, how many of each occur in training, and these as shares in [0, 1].
+    """
+    seen = set().union(*map(_ends, train.queries), *map(_ends, train.docs))
+    report: dict[str, int | float] = {}
+    for kind, texts in (("queries", collection.queries), ("documents", collection.docs)):
+        found = sum(not seen.isdisjoint(_ends(text)) for text in texts)
+        report |= {kind: len(texts), f"{kind}_in_training": found, f"{kind}_share": found / len(texts)}
+    return report
+
+
+def real_study(
+    out_folder: str | Path,
+    data_folder: str | Path,
+    pairs: str = "smoke",
+    seed: int = 0,
+    limit_validation: int = 1_000,
+    sources: tuple[str, ...] = REAL_SOURCES,
+    tests: tuple[str, ...] = REAL_TESTS,
+) -> Study:
+    """Build the study on published collections, or open it if it is there: train on some, test on others.
+
+    data_folder: holds `beir/<name>/` and `pairs/*.jsonl`. If it is what ASYMLIB_DATA points to, study.json says so
+        instead of its path, and the study can be read on another machine.
+    pairs: "smoke" (10,000) or "full" (87,599) training pairs.
+    sources: BEIR folders with train judgements or JSONL files, relative to data_folder. Each gives the same number
+        of pairs as long as it has them, the larger ones the rest: smoke is half SQuAD and half Natural Questions, full
+        is all of Natural Questions and SQuAD for the rest. Within a source one query of each distinct passage comes
+        first, in an order drawn by `seed`, then the others; a smaller study is a part of a larger one.
+    limit_validation: pairs of as many passages, the same number from each source, equal for smoke and full. No
+        passage or query of theirs is in training.
+    tests: names of the test collections below `beir/`. A pair whose query or passage occurs in one of them is left
+        out of training and validation, and counted in study.json as removed.
+    "Occurs" and "same" mean: the first or the last 120 letters and digits are equal, casefolded.
+    """
+    out_folder, data_folder = Path(out_folder), Path(data_folder)
+    if pairs not in REAL_PAIRS:
+        raise InputError(f"pairs: expected one of {', '.join(REAL_PAIRS)}, found {pairs!r}")
+    if limit_validation < len(sources):
+        raise InputError(f"limit_validation: expected at least one pair for each of {len(sources)} sources")
+    root = os.environ.get(DATA_VARIABLE)
+    is_root = bool(root) and Path(root).resolve() == data_folder.resolve()
+    collections = [
+        {
+            "name": name,
+            "folder": f"beir/{name}" if is_root else str((data_folder / "beir" / name).resolve()),
+            "split": "test",
+            "drop_self": name.casefold() == "arguana",
+        }
+        | ({"root": DATA_VARIABLE} if is_root else {})
+        for name in tests
+    ]
+    parameters = {
+        "recipe": REAL_RECIPE,
+        "pairs": pairs,
+        "seed": seed,
+        "limit_validation": limit_validation,
+        "sources": list(sources),
+    }
+    origin = {source: _source_sha256(data_folder / source) for source in sources}
+    if _stored(out_folder, parameters, origin) and read_json(out_folder / "study.json")["collections"] == collections:
+        return open_study(out_folder)
+
+    read = {source: _source_pairs(data_folder / source, seed) for source in sources}
+    ends = cache(_ends)  # every text is looked at several times
+    tested: set[str] = set()
+    for name in tests:
+        collection = load_beir(data_folder / "beir" / name)
+        tested.update(*map(_ends, collection.queries), *map(_ends, collection.docs))
+
+    def without(seen: set[str], rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        return [(query, doc) for query, doc in rows if seen.isdisjoint(ends(query)) and seen.isdisjoint(ends(doc))]
+
+    clean = {source: without(tested, rows) for source, rows in read.items()}
+    validation: list[tuple[str, str]] = []
+    held: set[str] = set()
+    for source, rows in clean.items():
+        wanted = len(validation) + limit_validation // len(sources)
+        for pair in rows:
+            if len(validation) < wanted and without(held, [pair]):
+                validation.append(pair)
+                held.update(*map(ends, pair))
+        if len(validation) < wanted:
+            raise InputError(
+                f"{data_folder / source}: too few distinct passages for {limit_validation} validation pairs"
+            )
+    left = {source: without(held, rows) for source, rows in clean.items()}
+    size = REAL_PAIRS[pairs]
+    available = sum(map(len, left.values()))
+    if available < size:
+        raise InputError(f"{data_folder}: only {available} training pairs, {pairs} needs {size}")
+    taken: dict[str, list[tuple[str, str]]] = {}
+    for i, source in enumerate(sorted(left, key=lambda source: len(left[source]))):  # the smallest first
+        taken[source] = left[source][: (size - sum(map(len, taken.values()))) // (len(left) - i)]
+    (out_folder / "study.json").unlink(missing_ok=True)
+    study = {
+        "name": out_folder.resolve().name,
+        "collections": collections,
+        "parameters": parameters,
+        "sources": origin,
+        "counts": {
+            "train": {source: len(taken[source]) for source in sources},
+            "validation": len(validation),
+            "removed": {
+                "overlap_with_tests": {source: len(read[source]) - len(clean[source]) for source in sources},
+                "overlap_with_validation": {source: len(clean[source]) - len(left[source]) for source in sources},
+            },
+        },
+    }
+    _write_study(out_folder, study, [pair for source in sources for pair in taken[source]], validation)
+    return open_study(out_folder)
+
+
+def _source_pairs(path: Path, seed: int) -> list[tuple[str, str]]:
+    """The pairs of a BEIR folder's train split or of a JSONL file, one query of each passage first."""
+    pairs = load_pairs(path) if path.suffix == ".jsonl" else beir_pairs(path, "train", seed=seed)
+    rows = list(zip(pairs.queries, pairs.docs, strict=True))
+    return _one_query_a_passage_first(rows, seed) if path.suffix == ".jsonl" else rows
+
+
+def _source_sha256(path: Path) -> str:
+    files = ("",) if path.suffix == ".jsonl" else ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv")
+    missing = [path / file for file in files if not (path / file).is_file()]
+    if missing:
+        raise InputError(f"{missing[0]}: no such file; it is needed for training pairs")
+    return _content_sha256({file: sha256_file(path / file) for file in files})
+
+
+# ---------------------------------------------------------------------------------------------------------- downloads
+
+# The addresses are beir's. Its own downloader (beir.util) is not used: it neither looks at the server's answer, nor
+# resumes, nor compares the MD5, and it unpacks whatever the zip says.
+BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
+BEIR_MD5 = {  # of the zips, as published in BEIR's README
+    "arguana": "8ad3e3c2a5867cdced806d6503f29b99",
+    "climate-fever": "8b66f0a9126c521bae2bde127b4dc99d",
+    "dbpedia-entity": "c2a39eb420a3164af735795df012ac2c",
+    "fever": "5a818580227bfb4b35bb6fa46d9b6c03",
+    "fiqa": "17918ed23cd04fb15047f73e6c3bd9d9",
+    "hotpotqa": "f412724f78b0d91183a0e86805e16114",
+    "msmarco": "444067daf65d982533ea17ebd59501e4",
+    "nfcorpus": "a89dba18a62ef92f7d323ec890a0d38d",
+    "nq": "d4d3d2e48787a744b6f6e691ff534307",
+    "quora": "18fb154900ba42a600f84b839c173167",
+    "scidocs": "38121350fc3a4d2f48850f6aff52e4a9",
+    "scifact": "5f7d1de60b170fc8027bb7898e2efca1",
+    "trec-covid": "ce62140cb23feb9becf6270d0d1fe6d1",
+    "webis-touche2020": "46f650ba5a527fc69e0a6521c5a23563",
+}
+MSMARCO_DATASET = "sentence-transformers/msmarco-bm25"  # MS MARCO's training queries with their relevant passage
+MSMARCO_SUBSET = "triplet"  # one row a query: query, positive, negative
+MSMARCO_REVISION = "6b1596a63475a7bf6d4d397d6b9f599ef3fc8d29"
+RETRY_SECONDS = 1.0
+STALLS = 3  # connections in a row without a new byte, after which a download gives up
+
+
+def fetch_beir(name: str, to: str | Path = "data/beir", url: str = BEIR_URL, progress: bool = True) -> Path:
+    """Download a BEIR collection and unpack it to `to/name`, which appears only when it is whole.
+
+    A half download stays as `to/name.zip.part` and is resumed by the next call. A zip that lies at `to/name.zip`
+    already (brought by hand) is used instead. Nothing is unpacked whose MD5 is not the published one.
+    """
+    to = Path(to)
+    if name not in BEIR_MD5:
+        raise InputError(f"{name}: no BEIR collection with a published MD5; known: {', '.join(BEIR_MD5)}")
+    if (to / name).exists():
+        return to / name
+    to.mkdir(parents=True, exist_ok=True)
+    archive, brought = to / f"{name}.zip.part", to / f"{name}.zip"
+    address = f"{url.rstrip('/')}/{name}.zip"
+    if brought.exists():
+        archive = brought
+    else:
+        _download(
+            address, archive, f"or download {address} elsewhere, put it at {brought} and run this again", progress
+        )
+    with open(archive, "rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != BEIR_MD5[name]:
+        if archive != brought:
+            archive.unlink()
+        raise InputError(
+            f"{archive}: its MD5 is {found}, published is {BEIR_MD5[name]}; "
+            f"{'delete it' if archive == brought else 'it was deleted'}, then run again to download anew"
+        )
+    _unpack(archive, name, to)
+    if archive != brought:
+        archive.unlink()
+    return to / name
+
+
+def _download(url: str, part: Path, by_hand: str, progress: bool) -> None:
+    """Append to `part` what the server still has of `url`; connections that break are taken up again."""
+    stalls = 0
+    while True:
+        have = part.stat().st_size if part.exists() else 0
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        try:
+            with requests.get(url, stream=True, timeout=30, headers=headers) as response:
+                if have and response.status_code == 416:
+                    return  # nothing after these bytes: whole, or wrong, which the MD5 tells
+                if response.status_code not in (200, 206):
+                    raise InputError(f"{url}: the server answered {response.status_code} {response.reason}; {by_hand}")
+                resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+                if response.status_code == 206 and not resumed:
+                    raise InputError(f"{url}: the server sent another part than bytes {have}- asked for; {by_hand}")
+                rest = int(response.headers.get("Content-Length", 0))
+                size = (rest + have if resumed else rest) or None
+                with (
+                    open(part, "ab" if resumed else "wb") as file,
+                    tqdm(
+                        desc=url.rsplit("/", 1)[-1],
+                        total=size,
+                        initial=have if resumed else 0,
+                        unit="B",
+                        unit_scale=True,
+                        disable=not progress,
+                    ) as bar,
+                ):
+                    for block in response.iter_content(2**16):
+                        file.write(block)
+                        bar.update(len(block))
+            return
+        except requests.RequestException as error:
+            got = part.stat().st_size if part.exists() else 0
+            stalls = 0 if got > have else stalls + 1
+            if stalls == STALLS:
+                kept = f" ({got} bytes are kept in {part})" if got else ""
+                reason = type(error).__name__
+                raise InputError(f"{url}: cannot be reached ({reason}){kept}; run again to go on, {by_hand}") from error
+            time.sleep(RETRY_SECONDS)
+
+
+def _unpack(archive: Path, name: str, to: Path) -> None:
+    """Unpack the folder `name` of a zip to `to/name`; a member outside of the zip's own tree, or a link, is refused."""
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".part", dir=to) as temporary:
+        try:
+            with zipfile.ZipFile(archive) as bundle:
+                for member in bundle.infolist():
+                    path = PurePosixPath(member.filename)
+                    outside = (
+                        path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename
+                    )
+                    if outside or stat.S_ISLNK(member.external_attr >> 16):
+                        raise InputError(
+                            f"{archive}: member {member.filename!r} leaves the folder or is a link; refused"
+                        )
+                bundle.extractall(temporary)
+        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+            raise InputError(f"{archive}: not a whole zip file ({error}); delete it and run again") from error
+        missing = [
+            part for part in ("corpus.jsonl", "queries.jsonl", "qrels") if not (Path(temporary) / name / part).exists()
+        ]
+        if missing:
+            raise InputError(f"{archive}: holds no {name}/{missing[0]}; expected a BEIR collection")
+        os.replace(Path(temporary) / name, to / name)
+
+
+def fetch_pairs(
+    sample: int = 10_000,
+    seed: int = 0,
+    to: str | Path | None = None,
+    dataset: str = MSMARCO_DATASET,
+    revision: str | None = MSMARCO_REVISION,
+    progress: bool = True,
+) -> Path:
+    """Draw `sample` MS MARCO training pairs from the Hub and write them as JSONL; returns the file.
+
+    The sample is the distinct (query, positive) rows with the smallest SHA-256 of seed, query and passage: uniform,
+    independent of the order of rows, and a smaller sample of the same seed is a part of a larger one.
+    The subset is downloaded whole (329 MB), because a stream's shuffle draws from its beginning only; `datasets` keeps
+    it in its cache and resumes.
+    to: data/pairs/msmarco_<sample>_seed<seed>.jsonl if None. dataset: a Hub id or a folder of the same layout.
+    MS MARCO is for non-commercial research use only.
+    """
+    from datasets import load_dataset, utils  # takes seconds, and only this function needs it
+
+    if not isinstance(sample, int) or sample < 1:
+        raise InputError(f"sample: expected a whole number >= 1, found {sample!r}")
+    to = Path(to) if to else Path("data/pairs") / f"msmarco_{sample}_seed{seed}.jsonl"
+    if not progress:
+        utils.logging.disable_progress_bar()
+    try:
+        rows = load_dataset(dataset, MSMARCO_SUBSET, split="train", revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{dataset}: cannot be read from the Hub ({reason}); or download the folder '{MSMARCO_SUBSET}' and README.md "
+            f"of https://huggingface.co/datasets/{MSMARCO_DATASET}/tree/{MSMARCO_REVISION} elsewhere and "
+            f"give their folder with --dataset, or put pairs of your own ({{'query', 'document'}} a line) at {to}"
+        ) from error
+    if not {"query", "positive"} <= set(rows.column_names):
+        raise InputError(f"{dataset}: expected the columns query and positive, found {', '.join(rows.column_names)}")
+    rows = rows.select_columns(["query", "positive"])
+    seen: set[bytes] = set()
+
+    def drawn() -> Iterator[tuple[bytes, str, str]]:
+        for row in tqdm(rows, desc="draw pairs", unit="pair", disable=not progress):
+            query, doc = " ".join(row["query"].split()), " ".join(row["positive"].split())
+            key = hashlib.sha256(f"{seed}\0{query}\0{doc}".encode()).digest()
+            if query and doc and key not in seen:
+                seen.add(key)
+                yield key, query, doc
+
+    chosen = heapq.nsmallest(sample, drawn())
+    if len(chosen) < sample:
+        raise InputError(f"{dataset}: holds only {len(chosen)} distinct pairs, {sample} were asked for")
+    write_text(to, _lines({"query": query, "document": doc} for _, query, doc in chosen))
+    return to
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: fetch BEIR collections, fetch MS MARCO pairs."""
+    parser = argparse.ArgumentParser(prog="python -m asymlib.datasets", description="Download public retrieval data.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    beir = commands.add_parser("fetch", help="download BEIR collections, checked against their published MD5")
+    beir.add_argument("names", nargs="+", metavar="NAME", help=", ".join(BEIR_MD5))
+    beir.add_argument("--to", default="data/beir", help="folder that gets one folder a collection (data/beir)")
+    beir.add_argument("--url", default=BEIR_URL, help="where the zips lie, if not at BEIR's own address")
+    marco = commands.add_parser("fetch-pairs", help="draw MS MARCO training pairs from the Hub (non-commercial use)")
+    marco.add_argument(
+        "--sample", type=int, default=10_000, help="number of pairs (10000; the case's full size: 88000)"
+    )
+    marco.add_argument("--seed", type=int, default=0)
+    marco.add_argument("--to", help="JSONL file (data/pairs/msmarco_<sample>_seed<seed>.jsonl)")
+    marco.add_argument("--dataset", default=MSMARCO_DATASET, help="Hub id, or a folder of its layout")
+    marco.add_argument("--revision", default=MSMARCO_REVISION, help="commit of the Hub's repository")
+    given = parser.parse_args(arguments)
+    if given.command == "fetch":
+        for name in given.names:
+            if name not in BEIR_MD5:
+                raise InputError(f"{name}: no BEIR collection with a published MD5; known: {', '.join(BEIR_MD5)}")
+        for name in given.names:
+            print(fetch_beir(name, given.to, given.url))
+    else:
+        print(fetch_pairs(given.sample, given.seed, given.to, given.dataset, given.revision))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
