@@ -411,7 +411,7 @@ SKIPPED_FOLDERS = {
     "third_party",
 }
 GENERATED = "This file was automatically generated from"  # transformers' copies of its modular files: duplicates
-RECIPE = 1  # raised whenever the text that comes out of the same packages changes
+RECIPE = 2  # raised whenever the text that comes out of the same packages changes
 
 
 def _docstrings(source: str) -> Iterator[str]:
@@ -434,7 +434,14 @@ def _docstrings(source: str) -> Iterator[str]:
 
 
 _RULE = re.compile(r"[\s=\-~^*#\"'`_.+]*")  # an underline or table border
-_SECTION = re.compile(r"(parameters|args|arguments|returns?|yields|raises|examples?|notes?|attributes)\s*:?\s*\n", re.I)
+_SIGNATURE = re.compile(
+    r"[\w.]+\([^()]*(\([^()]*\)[^()]*)*\)(\s*->.*)?", re.S
+)  # numpy and torch write it above the summary
+_NO_SUMMARY = re.compile(  # a section's name, a directive, code, or a parameter block such as "x (Tensor): ..."
+    r"(parameters|args|arguments|returns?|yields|raises|examples?|notes?|attributes)\s*:?\s*(\n|$)"
+    r"|\.\. |[#{\[>]|\*{0,2}\w+ \([^)]*\)\s*:",
+    re.I,
+)
 _ROLE = re.compile(r":[A-Za-z][\w:+-]*:`~?\.?([^`<]+?)(?:\s*<[^`]*>)?`")  # :class:`~torch.Tensor` -> torch.Tensor
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
@@ -455,9 +462,11 @@ def _prose(text: str) -> str:
 def _pair_from_docstring(doc: str) -> tuple[str, str] | None:
     """(summary, rest) or None if the docstring makes no sensible pair: see docstring_study for the rules."""
     summary, _, rest = doc.strip().partition("\n\n")
+    if _SIGNATURE.fullmatch(summary.strip()):
+        summary, _, rest = rest.strip().partition("\n\n")
     query, document = _prose(summary), _prose(rest)
     words = query.split()
-    if not 3 <= len(words) <= 40 or sum(word[:1].isalpha() for word in words) < 3 or _SECTION.match(summary + "\n"):
+    if not 3 <= len(words) <= 40 or sum(word[:1].isalpha() for word in words) < 3 or _NO_SUMMARY.match(summary):
         return None
     essence = query.casefold().rstrip(".:!? ")
     if essence in document.casefold():
@@ -600,10 +609,10 @@ def docstring_study(
 ) -> Study:
     """Build the study that needs no download, from the docstrings of installed packages, or open it if it is there.
 
-    A docstring's first paragraph is the query, the rest the document. Sources are parsed, never imported; test and
-    vendored folders and generated copies are left out. Query: 3 to 40 words, at least 3 of them starting with a
-    letter. Document: at least 20 words, once doctests, underlines, markup and the sentences that repeat the query are
-    taken out. Then, with test packages before validation before training:
+    A docstring's first paragraph (after a bare signature) is the query, the rest the document. Sources are parsed,
+    never imported; test and vendored folders and generated copies are left out. Query: 3 to 40 words, at least 3 of
+    them starting with a letter. Document: at least 20 words, once doctests, underlines, markup and the sentences that
+    repeat the query are taken out. Then, with test packages before validation before training:
     - of equal or near-equal documents (Jaccard index of three-word shingles >= NEAR_DUPLICATE) the first stays;
     - a query that two different documents of a pool answer goes with all its documents: it is ambiguous;
     - a training query that validation or test asks too, or a validation query that test asks, goes.
