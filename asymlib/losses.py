@@ -64,7 +64,7 @@ def info_nce(scores: Tensor, temperature: Tensor | float, same: Tensor | None = 
     Returns (...,), in nats. van den Oord et al. 2018, Eq. 4 (arXiv:1807.03748). One direction only, unlike CLIP.
     """
     tau = torch.as_tensor(temperature, dtype=scores.dtype, device=scores.device)
-    if bool((tau <= 0).any()):
+    if not bool((tau > 0).all()):
         raise InputError("temperature: expected a number above 0")
     logits = scores / tau[..., None, None]
     if same is not None:
@@ -106,14 +106,19 @@ def covariance_isotropy(z: Tensor) -> Tensor:
         |C D/tr(C) - I|_F^2 / D,  C = covariance of the rows
 
     z: (..., B, D). Returns (...,), at most D - 1. Scale-free: z and 10 z give the same value. With B <= D a batch
-    cannot reach 0 (its covariance has rank below D); only differences matter.
+    cannot reach 0 (its covariance has rank below D); only differences matter. Rows that are all the same have no
+    shape: C counts as 0, the value is 1 and the gradient 0.
     Computed from the (B, B) Gram matrix: |C|_F^2 is the same for both and B is smaller than D.
     """
     batch, dim = z.shape[-2:]
     centred = z - z.mean(-2, keepdim=True)
-    centred = centred / lengths(centred).square().mean(-1).sqrt().clamp_min(TINY)[..., None, None]  # tr(C) (B-1)/B = 1
-    gram = centred @ centred.mT / batch  # trace 1, same nonzero eigenvalues as C / tr(C)
-    return dim * gram.square().sum((-2, -1)) - 1  # sum over eigenvalues of (D l - 1)^2 / D = D sum l^2 - 1
+    # The floor goes under the root: the root of 0 has no finite gradient.
+    centred = (
+        centred / lengths(centred).square().mean(-1).clamp_min(TINY**2).sqrt()[..., None, None]
+    )  # tr(C) (B-1)/B = 1
+    gram = centred @ centred.mT / batch  # trace 1 (0 without any spread), same nonzero eigenvalues as C / tr(C)
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return dim * gram.square().sum((-2, -1)) - 2 * trace + 1  # sum over D eigenvalues of (D l - 1)^2 / D
 
 
 def variance_hinge(z: Tensor, target: float = 1.0) -> Tensor:
