@@ -373,21 +373,18 @@ def run_jobs(name: str, jobs: list[Job], workers: int = 1, gpus: Sequence[str] =
 
     gpus: ids for CUDA_VISIBLE_DEVICES, one for each running job; an id given twice serves two jobs. Empty: left alone.
     resume: leave out jobs that ended well with the same fingerprint and whose outputs still stand.
-    Returns the number of jobs that are not ok. On Ctrl-C (or SIGTERM) the running jobs are stopped and marked pending,
+    Returns the number of jobs that are not ok. On Ctrl-C (SIGTERM, SIGHUP) the running jobs are stopped and marked pending,
     and KeyboardInterrupt goes on. InputError: the same name is being run by another process.
     """
     folder = RUNS / name
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder / ".lock", name), tempfile.TemporaryDirectory(prefix="asymlib-batch-") as scratch:
         batch = _Batch(folder, Path(scratch), jobs, workers, gpus, resume)
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
         try:
-            batch.run()
+            with _handling(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP):
+                batch.run()
         finally:
             batch.stop_all()
-            if in_main_thread:
-                signal.signal(signal.SIGTERM, previous)
         return batch.report()
 
 
@@ -512,10 +509,9 @@ class _Batch:
 
     def stop_all(self) -> None:
         """Stop what still runs, after Ctrl-C or an error in the batch itself, and mark it pending."""
-        self.bar.close()
         if not self.running:
             return
-        with _no_interrupts():
+        with _handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C changes nothing
             for child in self.running.values():
                 child.interrupt()
             deadline = time.monotonic() + GRACE
@@ -526,6 +522,7 @@ class _Batch:
                 self.ledger[id].update(status="pending", error="interrupted")
             self.running.clear()
             self._save()
+        self.bar.close()
 
     def report(self) -> int:
         """Print a line a job and three lines a failure; return how many jobs are not ok."""
@@ -541,17 +538,17 @@ class _Batch:
 
 
 @contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """A second Ctrl-C does not cut the cleaning up short."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _handling(handler: object, *numbers: signal.Signals) -> Iterator[None]:
+    """Handle these signals so for the block; one that is ignored (nohup) stays ignored, other threads change nothing."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = {n: signal.getsignal(n) for n in numbers if in_main_thread and signal.getsignal(n) != signal.SIG_IGN}
     try:
+        for number in previous:
+            signal.signal(number, handler)
         yield
     finally:
-        signal.signal(signal.SIGINT, previous[0])
-        signal.signal(signal.SIGTERM, previous[1])
+        for number, old in previous.items():
+            signal.signal(number, old)
 
 
 def _environment(gpu: str | None, workers: int) -> dict[str, str]:
