@@ -47,8 +47,9 @@ def start_head(head: str, start: str, dim: int, generator: torch.Generator) -> P
     head: 'none' {} | 'linear' z = W x + b | 'residual' z = x + W2 gelu(W1 x + b1) + b2 |
         'deep' three linear layers with two ReLU layers between (the case's deeper variant).
     start: 'random' draws weights and biases from U(-1/sqrt(dim), 1/sqrt(dim)), torch.nn.Linear's default: an input of length
-        1 leaves with length about 0.58. 'identity' makes z = x at step 0 (W = I, or W2 = 0), so training starts at
-        the baseline.
+        1 leaves a linear head with length about sqrt(2/3) = 0.82, made of sqrt(1/3) = 0.58 from the weight and, across
+        it, another 0.58 from a bias that all texts share. 'identity' makes z = x at step 0 (W = I, or W2 = 0), so
+        training starts at the baseline.
     generator: drawn from in a fixed order, on the CPU, so that a run's start does not depend on its neighbours.
     Returns {name: (out, in) or (out,)} float32 tensors on the CPU.
     """
@@ -112,7 +113,12 @@ def apply_head(parameters: Parameters, side: str, x: Tensor) -> Tensor:
     x: (B, D) for one run, (R, B, D) for a stack. Returns the same shape; x itself where the side has no head.
     Lengths are left as they come out: normalisation belongs to the similarity.
     """
-    if not any(name.startswith(f"{side}.") for name in parameters):
+    if side not in ("query", "document", "predictor"):
+        raise InputError(f"side: {side!r} is unknown, expected query, document or predictor")
+    own = any(name.startswith(f"{side}.") for name in parameters)
+    if side == "predictor" and not own:
+        raise InputError("side: these parameters have no predictor; it is made only with a prediction weight above 0")
+    if not own:
         side = "shared"
     if f"{side}.weight" in parameters:
         return _linear(parameters, f"{side}.", x)
@@ -126,9 +132,17 @@ def apply_head(parameters: Parameters, side: str, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def project(parameters: Parameters, side: str, x: np.ndarray, chunk: int = 8192) -> np.ndarray:
-    """A side's embeddings after one run's head, for arrays of any length: (N, D) float32 -> (N, D) float32."""
+    """A side's embeddings after one run's head, for arrays of any length: (N, D) float32 -> (N, D) float32.
+
+    Vectors of another dimension than the head was trained for are refused.
+    """
     if not parameters:
         return np.asarray(x, dtype=np.float32)
+    dim = next(iter(parameters.values())).shape[-1]
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise InputError(
+            f"{side} vectors: shape {x.shape}, expected (N, {dim}), the dimension that the head was trained for"
+        )
     device = next(iter(parameters.values())).device
     out = np.empty(x.shape, dtype=np.float32)
     for i in range(0, len(x), chunk):
