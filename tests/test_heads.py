@@ -1,0 +1,201 @@
+"""Heads: starts that are exact, runs that do not see each other, and soft whitening against its definition."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from asymlib import heads
+from asymlib.errors import InputError
+
+DIM = 16
+ARCHITECTURES = [("linear", "random"), ("linear", "identity"), ("residual", "random"), ("residual", "identity"),
+                 ("deep", "random")]  # fmt: skip
+
+
+def vectors(n: int = 40, dim: int = DIM, seed: int = 0) -> torch.Tensor:
+    """n random vectors of length 1."""
+    z = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+    return z / z.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("head", ["linear", "residual"])
+@pytest.mark.parametrize("sides", heads.SIDES)
+def test_an_identity_start_returns_its_input_bit_for_bit(head, sides):
+    parameters = heads.start_heads(head, "identity", sides, DIM, seed=3, predictor=True)
+    for side in ("query", "document", "predictor"):
+        assert torch.equal(heads.apply_head(parameters, side, vectors()), vectors())
+
+
+def test_a_random_start_has_torchs_default_bound_and_gives_unit_vectors_length_082():
+    # Entries of W and b are U(-1/sqrt D, 1/sqrt D), variance 1/(3 D). For |x| = 1: E|W x|^2 = D 1/(3 D) = 1/3, E|b|^2 = 1/3,
+    # W x and b independent: |W x| about sqrt(1/3) = 0.577, |W x + b| about sqrt(2/3) = 0.816.
+    dim = 384
+    parameters = heads.start_heads("linear", "random", "both", dim, seed=0)
+    for name, value in parameters.items():
+        assert 0.9 / math.sqrt(dim) < float(value.abs().max()) <= 1 / math.sqrt(dim), name
+        assert float(value.var()) == pytest.approx(1 / (3 * dim), rel=0.15), name
+    z = heads.apply_head(parameters, "query", vectors(200, dim, seed=9))  # not the seed of the head
+    assert float((z - parameters["query.bias"]).norm(dim=1).mean()) == pytest.approx(0.577, abs=0.01)
+    assert float(z.norm(dim=1).mean()) == pytest.approx(0.816, abs=0.02)
+
+
+@pytest.mark.parametrize(("head", "start"), ARCHITECTURES)
+def test_heads_equal_torch_modules(head, start):
+    parameters = heads.start_heads(head, start, "query", DIM, seed=1)
+    layers = {"linear": [""], "residual": ["up.", "down."], "deep": ["first.", "second.", "third."]}[head]
+    modules = []
+    for layer in layers:
+        module = torch.nn.Linear(DIM, DIM)
+        module.load_state_dict({kind: parameters[f"query.{layer}{kind}"] for kind in ("weight", "bias")})
+        modules += [module, torch.nn.GELU() if head == "residual" else torch.nn.ReLU()]
+    expected = torch.nn.Sequential(*modules[:-1])(vectors()) + (vectors() if head == "residual" else 0)
+    torch.testing.assert_close(heads.apply_head(parameters, "query", vectors()), expected)
+    assert torch.equal(heads.apply_head(parameters, "document", vectors()), vectors())  # that side has no head
+
+
+@pytest.mark.parametrize(("head", "start"), ARCHITECTURES)
+@pytest.mark.parametrize("sides", heads.SIDES)
+def test_a_stack_equals_its_single_runs_and_the_start_depends_on_the_seed_alone(head, start, sides):
+    singles = [heads.start_heads(head, start, sides, DIM, seed, predictor=True) for seed in (5, 6, 7)]
+    again = heads.start_heads(head, start, sides, DIM, 6, predictor=True)
+    stacked = heads.stack(singles)
+    x = torch.stack([vectors(seed=s) for s in range(3)])
+    for r, single in enumerate(singles):
+        assert all(torch.equal(heads.unstack(stacked, r)[name], value) for name, value in single.items())
+        for side in ("query", "document", "predictor"):
+            together = heads.apply_head(stacked, side, x)
+            torch.testing.assert_close(together[r], heads.apply_head(single, side, x[r]))
+    assert all(torch.equal(again[name], value) for name, value in singles[1].items())
+    if (head, start) != ("linear", "identity"):
+        assert any(not torch.equal(singles[0][name], value) for name, value in singles[1].items())
+
+
+def test_a_run_in_a_stack_does_not_see_its_neighbours():
+    stacked = heads.stack([heads.start_heads("residual", "random", "both", DIM, seed) for seed in (1, 2)])
+    for value in stacked.values():
+        value.requires_grad_()
+    x = torch.stack([vectors(seed=1), vectors(seed=2)])
+    heads.apply_head(stacked, "query", x)[0].square().sum().backward()
+    for name in stacked:
+        gradient = stacked[name].grad
+        assert (gradient is None) == name.startswith("document.")
+        assert gradient is None or (gradient[0].any() and not gradient[1].any())
+
+
+def test_unstack_is_a_copy():
+    stacked = heads.stack([heads.start_heads("linear", "random", "both", DIM, seed) for seed in (1, 2)])
+    taken = heads.unstack(stacked, 1)
+    before = taken["query.weight"].clone()
+    stacked["query.weight"].zero_()
+    assert torch.equal(taken["query.weight"], before)
+
+
+def test_sides_decide_which_parameters_exist():
+    names = {sides: set(heads.start_heads("linear", "random", sides, 4, 0)) for sides in heads.SIDES}
+    assert names["both"] == {"query.weight", "query.bias", "document.weight", "document.bias"}
+    assert names["query"] == {"query.weight", "query.bias"}
+    assert names["document"] == {"document.weight", "document.bias"}
+    assert names["shared"] == {"shared.weight", "shared.bias"}
+    shared = heads.start_heads("linear", "random", "shared", DIM, 0)
+    assert torch.equal(heads.apply_head(shared, "query", vectors()), heads.apply_head(shared, "document", vectors()))
+    both = heads.start_heads("linear", "random", "both", DIM, 0)
+    assert not torch.equal(both["query.weight"], both["document.weight"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mlp", "random", "both"), r"head: 'mlp' is unknown, expected one of none, linear, residual, deep"),
+        (("linear", "zero", "both"), r"start: 'zero' is unknown, expected one of random, identity"),
+        (("linear", "random", "left"), r"sides: 'left' is unknown, expected one of both, query, document, shared"),
+        (("deep", "identity", "both"), r"cannot start as the identity; use 'residual'"),
+    ],
+)
+def test_unknown_names_are_refused_and_the_valid_ones_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        heads.start_heads(*arguments, DIM, 0)
+
+
+def test_a_misspelt_side_is_refused_instead_of_passing_the_input_through():
+    parameters = heads.start_heads("linear", "random", "both", DIM, 0)
+    with pytest.raises(InputError, match="side: 'documents' is unknown, expected query, document or predictor"):
+        heads.apply_head(parameters, "documents", vectors())
+    with pytest.raises(InputError, match="no predictor"):
+        heads.apply_head(parameters, "predictor", vectors())
+
+
+def test_different_architectures_are_not_stacked():
+    linear, deep = (
+        heads.start_heads("linear", "random", "both", 4, 0),
+        heads.start_heads("deep", "random", "both", 4, 0),
+    )
+    with pytest.raises(InputError, match="different architectures cannot be stacked"):
+        heads.stack([linear, deep])
+
+
+@pytest.mark.parametrize(("head", "start"), [("none", "random"), *ARCHITECTURES])
+@pytest.mark.parametrize("chunk", [1, 7, 40, 8192])
+def test_project_in_chunks_equals_apply_head(head, start, chunk):
+    parameters = heads.start_heads(head, start, "both", DIM, seed=2)
+    whole = heads.apply_head(parameters, "document", vectors())
+    projected = heads.project(parameters, "document", vectors().numpy(), chunk=chunk)
+    assert projected.dtype == np.float32
+    np.testing.assert_allclose(projected, whole.numpy(), atol=1e-6)
+
+
+def test_project_takes_read_only_memory_maps_and_nothing_at_all(tmp_path):
+    np.save(tmp_path / "x.npy", vectors().numpy().astype(np.float16))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r", allow_pickle=False)
+    parameters = heads.start_heads("linear", "identity", "both", DIM, seed=2)
+    np.testing.assert_array_equal(heads.project(parameters, "query", mapped), np.asarray(mapped, dtype=np.float32))
+    assert heads.project(parameters, "query", np.empty((0, DIM), np.float32)).shape == (0, DIM)
+
+
+def test_vectors_of_another_dimension_are_refused():
+    parameters = heads.start_heads("linear", "random", "both", DIM, seed=2)
+    with pytest.raises(InputError, match=r"document vectors: shape \(40, 8\), expected \(N, 16\)"):
+        heads.project(parameters, "document", vectors(dim=8).numpy())
+
+
+# ---------------------------------------------------------------- soft whitening
+
+
+def skewed(n: int = 300, dim: int = 6) -> np.ndarray:
+    """Vectors with very different variances along correlated directions."""
+    z = torch.randn(n, dim, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    turn, _ = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(5), dtype=torch.float64))
+    return (z * torch.logspace(0, -1.5, dim, dtype=torch.float64) @ turn).numpy()
+
+
+def test_whitening_with_exponent_0_is_the_identity():
+    parameters = heads.soft_whitening(skewed(), 0.0)
+    np.testing.assert_allclose(heads.project(parameters, "query", skewed()), skewed(), atol=1e-5)
+
+
+def test_whitening_with_exponent_1_makes_the_second_moments_spherical():
+    z = heads.project(heads.soft_whitening(skewed(), 1.0), "document", skewed()).astype(np.float64)
+    moments = z.T @ z / len(z)
+    np.testing.assert_allclose(moments / moments[0, 0], np.eye(6), atol=1e-4)
+
+
+@pytest.mark.parametrize("exponent", [0.1, 0.5, 1.0, 2.0])
+def test_whitening_raises_each_eigenvalue_to_one_minus_the_exponent(exponent):
+    def eigenvalues(x: np.ndarray) -> np.ndarray:
+        return np.linalg.eigvalsh(x.T @ x / len(x))
+
+    # z C^(-a/2) has second moments C^(1-a), for C scaled to a trace of D = 6
+    z = heads.project(heads.soft_whitening(skewed(), exponent), "query", skewed()).astype(np.float64)
+    before = eigenvalues(skewed())
+    expected = np.sort((before * 6 / before.sum()) ** (1 - exponent)) * before.sum() / 6
+    np.testing.assert_allclose(eigenvalues(z), expected, rtol=1e-3)
+
+
+def test_whitening_with_fewer_documents_than_dimensions_stays_finite_and_a_negative_exponent_is_refused():
+    few = heads.soft_whitening(skewed(3), 1.0)
+    assert np.isfinite(heads.project(few, "query", skewed())).all()
+    # the largest eigenvalue is at least the mean, 1, so none counts as less than 1e-6: a factor of at most 1e-6^(-1/2)
+    assert float(few["shared.weight"].abs().max()) <= 1e3
+    with pytest.raises(InputError, match=r"exponent -0\.1, expected 0 or more"):
+        heads.soft_whitening(skewed(), -0.1)
