@@ -411,7 +411,7 @@ SKIPPED_FOLDERS = {
     "third_party",
 }
 GENERATED = "This file was automatically generated from"  # transformers' copies of its modular files: duplicates
-RECIPE = 2  # raised whenever the text that comes out of the same packages changes
+RECIPE = 3  # raised whenever the text that comes out of the same packages changes
 
 
 def _docstrings(source: str) -> Iterator[str]:
@@ -434,12 +434,11 @@ def _docstrings(source: str) -> Iterator[str]:
 
 
 _RULE = re.compile(r"[\s=\-~^*#\"'`_.+]*")  # an underline or table border
-_SIGNATURE = re.compile(
-    r"[\w.]+\([^()]*(\([^()]*\)[^()]*)*\)(\s*->.*)?", re.S
-)  # numpy and torch write it above the summary
+# numpy and torch write one above the summary
+_SIGNATURE = re.compile(r"[\w.]+\([^()]*(\([^()]*\)[^()]*)*\)(\s*->.*)?", re.S)
 _NO_SUMMARY = re.compile(  # a section's name, a directive, code, or a parameter block such as "x (Tensor): ..."
     r"(parameters|args|arguments|returns?|yields|raises|examples?|notes?|attributes)\s*:?\s*(\n|$)"
-    r"|\.\. |[#{\[>]|\*{0,2}\w+ \([^)]*\)\s*:",
+    r"|\.\. |[#{\[>]|\*{0,2}\w+ \([^()]*(\([^()]*\)[^()]*)*\)\s*:",
     re.I,
 )
 _ROLE = re.compile(r":[A-Za-z][\w:+-]*:`~?\.?([^`<]+?)(?:\s*<[^`]*>)?`")  # :class:`~torch.Tensor` -> torch.Tensor
@@ -452,7 +451,7 @@ def _prose(text: str) -> str:
     Doctests go because they are code and printed numbers, not language that a query could ask for.
     """
     kept, in_doctest = [], False
-    for line in text.splitlines():
+    for line in text.encode("utf-8", "ignore").decode().splitlines():  # lone surrogates cannot be stored
         in_doctest = line.lstrip().startswith(">>>") or (in_doctest and bool(line.strip()))
         if not in_doctest and not _RULE.fullmatch(line):
             kept.append(line)
@@ -488,22 +487,22 @@ def _installed(distribution: str) -> metadata.Distribution:
 def _package_pairs(distribution: str, progress: bool) -> list[tuple[str, str]]:
     """The distinct pairs of an installed distribution in content-hash order; nothing is imported."""
     installed = _installed(distribution)
-    files = sorted(
-        (PurePosixPath(file.as_posix()), file)
+    files = [
+        file
         for file in installed.files or []
         if file.suffix == ".py" and ".." not in file.parts and not SKIPPED_FOLDERS & set(file.parts)
-    )
+    ]
     pairs = set()
     collecting = gc.isenabled()
     gc.disable()  # syntax trees are millions of short-lived objects without cycles: half of the time goes otherwise
     try:
-        for name, file in tqdm(files, desc=f"read {distribution}", unit="file", disable=not progress, leave=False):
+        for file in tqdm(files, desc=f"read {distribution}", unit="file", disable=not progress, leave=False):
             try:
                 source = Path(installed.locate_file(file)).read_text(encoding="utf-8")
             except UnicodeDecodeError:
                 continue
             except FileNotFoundError as error:
-                raise InputError(f"package {distribution} lacks its file {name}; install it again") from error
+                raise InputError(f"package {distribution} lacks its file {file}; install it again") from error
             if ('"""' in source or "'''" in source) and GENERATED not in source[:2000]:
                 pairs.update(pair for doc in _docstrings(source) if (pair := _pair_from_docstring(doc)))
     finally:
@@ -513,7 +512,7 @@ def _package_pairs(distribution: str, progress: bool) -> list[tuple[str, str]]:
 
 
 def _pair_hash(pair: tuple[str, str]) -> str:
-    return hashlib.sha256("\0".join(pair).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256("\0".join(pair).encode()).hexdigest()
 
 
 def _near_duplicates(docs: list[str], progress: bool = False) -> np.ndarray:
