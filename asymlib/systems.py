@@ -1,5 +1,6 @@
 """The named recipes: one flat, strict configuration each. An unknown or wrongly typed key is refused."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ class System:
     sides: str = "both"  # heads.SIDES
     similarity: str = "cosine"  # losses.SIMILARITIES, in training and, unless asked otherwise, in evaluation
     temperature: float = 0.05  # tau of InfoNCE, in units of the score
-    isotropy: str = "cosine"  # losses.ISOTROPY, summed over the two sides' mean
+    isotropy: str = "cosine"  # losses.ISOTROPY, the mean of the two sides'
     isotropy_weight: float = 1.0
     prediction_weight: float = 0.0
     recovery_weight: float = 0.0
@@ -37,6 +38,8 @@ class System:
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not field.type:
                 raise InputError(f"system {self.name!r}: {field.name} = {value!r}, expected {field.type.__name__}")
+            elif field.type is float and not math.isfinite(value):
+                raise InputError(f"system {self.name!r}: {field.name} = {value}, expected a finite number")
         check_head(self.head, self.start, self.sides)
         for value, valid, field in (
             (self.similarity, SIMILARITIES, "similarity"),
