@@ -366,3 +366,29 @@ class Alarm:
         found = {warning.rule: warning for warning in check(self._first, now, None, self.limits)}
         self._counts = {rule: self._counts.get(rule, 0) + 1 for rule in found}
         return [warning for rule, warning in found.items() if self._counts[rule] == self.hold]
+
+
+def rates_by_length(documents: np.ndarray, found: np.ndarray, relevant: np.ndarray, groups: int = 10) -> pd.DataFrame:
+    """How often documents of each length are retrieved, against how often they are relevant.
+
+    documents: (N, D), after the head. found: (Q, k) rows of the results, -1 for none. relevant: (N,) how many queries each
+    document answers. groups: equally large groups by length; ties in length fall by row. Returns one row a group, 1 the
+    shortest: length_decile, length (mean), retrieved_rate and relevant_rate (share of the group in all results and in all
+    relevance judgements, times the number of groups, so 1 is the average document).
+    """
+    length = np.linalg.norm(documents.astype(np.float64), axis=1)
+    group = np.empty(len(length), dtype=np.int64)
+    group[np.argsort(length, kind="stable")] = np.arange(len(length)) * groups // len(length)
+    times = np.bincount(found[found >= 0].ravel(), minlength=len(length))
+    rows = []
+    for g in range(groups):
+        part = group == g
+        rows.append(
+            {
+                "length_decile": g + 1,
+                "length": length[part].mean(),
+                "retrieved_rate": times[part].sum() / times.sum() / part.mean(),
+                "relevant_rate": relevant[part].sum() / relevant.sum() / part.mean(),
+            }
+        )
+    return pd.DataFrame(rows)

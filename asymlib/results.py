@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock
 
 from asymlib.errors import InputError
 from asymlib.files import atomic_path, project_path, read_json, sha256_file, write_json
@@ -75,9 +76,10 @@ def write_table(folder: str | Path, name: str, table: pd.DataFrame, origin: dict
             table.to_parquet(temporary, index=False, compression="zstd")
         else:
             raise InputError(f"{path}: expected a name that ends in .csv or .parquet")
-    entries = _entries(path.parent) if (path.parent / "origin.json").exists() else {}
-    entries[name] = {"sha256": sha256_file(path), "rows": len(table), **origin}
-    write_json(path.parent / "origin.json", entries)
+    with FileLock(path.parent / ".origin.lock"):  # notebooks that run side by side share origin.json
+        entries = _entries(path.parent) if (path.parent / "origin.json").exists() else {}
+        entries[name] = {"sha256": sha256_file(path), "rows": len(table), **origin}
+        write_json(path.parent / "origin.json", entries)
     return path
 
 
