@@ -440,6 +440,22 @@ def test_an_unaltered_docstring_study_is_reused_and_anything_else_is_rebuilt(tmp
     assert json.loads((folder / "study.json").read_text())["sources"]["madetrain"] == "1.1"
 
 
+def test_an_interrupted_docstring_study_is_absent_and_the_next_call_builds_it(tmp_path, packages, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "study"
+    whole = docstring_study(folder, packages=packages, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "write_json", interrupt)  # the last step
+        with pytest.raises(KeyboardInterrupt):
+            docstring_study(folder, limit_train=3, packages=packages, progress=False)
+    with pytest.raises(InputError, match=r"holds no study\.json"):
+        open_study(folder)
+    again = docstring_study(folder, packages=packages, progress=False)
+    assert again.content_sha256 == whole.content_sha256
+
+
 def test_wrong_requests_for_a_docstring_study(tmp_path, packages):
     with pytest.raises(InputError, match="package no-such-package is not installed"):
         docstring_study(tmp_path, packages={**packages, "train": ["no-such-package"]}, progress=False)
