@@ -6,7 +6,7 @@ Arrays in, per-query numbers out; no model and no text. Conventions that move nu
 - nDCG has linear gain, as in trec_eval and pytrec_eval. Binary metrics call a grade >= `relevant_from` relevant (1 as in BEIR;
   TREC DL's own convention for its binary measures is 2).
 - In a collection with `drop_self` (ArguAna) the document whose id equals the query's id is no result, for every metric.
-- A heads' score is the one they were trained with, unless another one is asked for by name.
+- Vectors are scored with the similarity that they were trained with, unless another one is asked for by name.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 
 from asymlib.errors import InputError
 
@@ -287,7 +288,8 @@ class Judge:
     """A collection's relevance judgements as arrays: built once, then it scores any number of systems.
 
     tie_rank: (N,) rank of each document's id in sorted order, as search wants it. exclude: (Q,) the row of the document with
-    the query's own id if the collection has drop_self, else -1.
+    the query's own id if the collection has drop_self, else -1. A judged document that the corpus lacks cannot be found but
+    counts among the relevant ones, as in trec_eval.
     """
 
     def __init__(self, collection: "Collection", relevant_from: int = 1):
@@ -302,12 +304,9 @@ class Judge:
         own = [row.get(q, -1) if collection.drop_self else -1 for q in self.query_ids]
         self.exclude = np.array(own, dtype=np.int64)
         judged = [collection.qrels[q] for q in self.query_ids]
-        flat = sorted(
-            (i * self.n_docs + row[doc], grade) for i, qrel in enumerate(judged) for doc, grade in qrel.items()
-        )
-        self._judged, self._grade = (
-            np.array(flat, dtype=np.int64).reshape(-1, 2).T
-        )  # (J,) query * N + row; (J,) its grade
+        known = ((i * self.n_docs + row[d], g) for i, qrel in enumerate(judged) for d, g in qrel.items() if d in row)
+        key_and_grade = np.array(sorted(known) or [(-1, 0)], dtype=np.int64)
+        self._judged, self._grade = key_and_grade.T  # (J,) query * N + row, ascending; (J,) its grade
         self.ideal = np.zeros((len(judged), max(map(len, judged), default=0)), dtype=np.int64)
         for i, qrel in enumerate(judged):
             self.ideal[i, : len(qrel)] = sorted(qrel.values(), reverse=True)
@@ -423,21 +422,20 @@ def paired_randomization_test(
     return _flip_tests(np.atleast_2d(a - b), _labels(strata, a.shape[-1]), n, seed)[-1].reshape(a.shape[:-1])
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # the same sums on any number of cores
 def _flip_tests(x: np.ndarray, label: np.ndarray, n: int, seed: int) -> np.ndarray:
     """x: (M, Q) differences; label: (Q,) strata 0..K-1. Returns (K + 1, M) p-values: of each stratum's mean, then of their mean."""
     n_queries, size = x.shape[1], np.bincount(label)
     ends = np.cumsum(size)
     x = x[:, np.argsort(label, kind="stable")] / np.repeat(size, size)  # strata side by side; each sums to its mean
-    parts = [slice(end - n, end) for end, n in zip(ends, size, strict=True)]
+    parts = [slice(start, end) for start, end in zip(ends - size, ends, strict=True)]
 
     def statistics(sums: list[np.ndarray]) -> np.ndarray:
         return np.stack([*sums, sum(sums) / len(sums)])  # (K + 1, M, ...)
 
     observed = statistics([x[:, part].sum(1) for part in parts])
-    rounding = 1e-12 * statistics(
-        [np.abs(x[:, part]).sum(1) for part in parts]
-    )  # a tie up to rounding counts as reached
-    least = (np.abs(observed) - rounding)[..., None]
+    size_of_terms = statistics([np.abs(x[:, part]).sum(1) for part in parts])
+    least = (np.abs(observed) - 1e-12 * size_of_terms)[..., None]  # a tie up to rounding counts as reached
     exact = n_queries < 63 and 2**n_queries <= n
     draws, step = 2**n_queries if exact else n, max(1, 2**22 // n_queries)
     rng = np.random.default_rng(seed)
@@ -473,6 +471,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def bootstrap_interval(
     values: np.ndarray,
     strata: np.ndarray | None = None,
