@@ -197,11 +197,16 @@ def attribution(start: pd.Series, end: pd.Series, logit: str = "similarity.posit
     }
 
 
-def attribute_history(history: pd.DataFrame, split: str = "validation") -> pd.DataFrame:
-    """attribution() from each run's first to its last row of `split`: one row a (system, seed)."""
+def attribute_history(history: pd.DataFrame, split: str = "validation", since: float = 1.0) -> pd.DataFrame:
+    """attribution() from each run's first row at or after epoch `since` to its last row of `split`: one row a (system, seed).
+
+    since: 1, as in the case's log, whose first line is epoch 1: a random head starts with positive cosines near 0, and its
+    first epoch is mostly angle. 0 counts from the untrained start. nan where a logit is not above 0.
+    """
     rows = []
     for (system, seed), run in wide(history, split).groupby(["system", "seed"], sort=False):
         run = run.sort_values("step")
+        run = run[run["epoch"] >= since] if (run["epoch"] >= since).any() else run
         if run["similarity.positive.dot"].iloc[[0, -1]].gt(0).all():
             rows.append({"system": system, "seed": seed, **attribution(run.iloc[0], run.iloc[-1])})
         else:
@@ -249,20 +254,27 @@ class Limits:
     cosine_low: float = 0.5
     cosine_high: float = 1.0
     std_growth: float = 1.5  # factor over the first row
-    length_growth: float = 1.5  # factor over the first row, of the geometric mean of both sides
-    length_share: float = 0.75  # of the log-growth of q.d, above which 'the angle stands still'
+    length_growth: float = 1.25  # factor since half-way, of the geometric mean of both sides
+    length_share: float = 0.75  # of the log-growth of q.d since half-way, above which 'the angle stands still'
     accuracy: float = 0.9
     loss_rise: float = 0.02  # relative, validation loss above its lowest value so far
 
 
 def check(
-    first: pd.Series, now: pd.Series, lowest_loss: float | None = None, limits: Limits | None = None
+    first: pd.Series,
+    now: pd.Series,
+    halfway: pd.Series | None = None,
+    lowest_loss: float | None = None,
+    limits: Limits | None = None,
 ) -> list[Finding]:
-    """The warnings that a row of statistics raises, given the run's first row.
+    """The warnings that a row of statistics raises, given earlier rows of the same run.
 
-    first, now: named as in statistics(), plus 'epoch'. Names that are missing skip their rule. lowest_loss: the lowest
+    first, now, halfway: named as in statistics(), plus 'epoch'. Names that are missing skip their rule. halfway: the row at
+    half of the training so far, what "lengths grow while the angle stands still" is measured against, so that the rule has no
+    time scale of its own and forgets the first turn of a random start; default `first`. lowest_loss: the lowest
     loss.contrastive so far, for the rising-loss rule.
     """
+    halfway = first if halfway is None else halfway
     limits = limits or Limits()
     epoch = float(now.get("epoch", math.nan))
     found = []
@@ -289,10 +301,10 @@ def check(
                 f"at most {limits.std_growth:g} times",
             )
     needed = ["length.query.mean", "length.document.mean", "similarity.positive.dot"]
-    if all(name in now and name in first for name in needed):
-        growth = math.sqrt(math.prod(now[name] / first[name] for name in needed[:2]))
-        if growth > limits.length_growth and first[needed[2]] > 0 and now[needed[2]] > 0:
-            share = attribution(first, now)["length_share"]
+    if all(name in now and name in halfway for name in needed):
+        growth = math.sqrt(math.prod(now[name] / halfway[name] for name in needed[:2]))
+        if growth > limits.length_growth and halfway[needed[2]] > 0 and now[needed[2]] > 0:
+            share = attribution(halfway, now)["length_share"]
             if share >= limits.length_share:
                 warn("length-without-angle", f"lengths grew {growth:.2f} times and carry {share:.0%} of the logit's growth",
                      growth, f"at most {limits.length_growth:g} times, or the angle moving too")  # fmt: skip
@@ -323,8 +335,8 @@ def alarm(history: pd.DataFrame, split: str = "validation", limits: Limits | Non
     for (system, seed), run in wide(history, split).groupby(["system", "seed"], sort=False):
         run = run.sort_values("step")
         lowest = run["loss.contrastive"].cummin().shift(1)
-        for (_, now), low in zip(run.iterrows(), lowest, strict=True):
-            for warning in check(run.iloc[0], now, None if math.isnan(low) else low, limits):
+        for i, low in enumerate(lowest):
+            for warning in check(run.iloc[0], run.iloc[i], run.iloc[i // 2], None if math.isnan(low) else low, limits):
                 rows.append({"system": system, "seed": seed, **vars(warning)})
     return pd.DataFrame(rows, columns=["system", "seed", "epoch", "rule", "message", "value", "expected"])
 
@@ -337,15 +349,14 @@ class Alarm:
             for warning in alarm(q, d):
                 print(warning.message, "- expected", warning.expected)
 
-    The first call sets what growth is measured against. Each rule speaks once, when it first holds for `hold` calls in a
-    row. Detached and without gradients: it never changes the training that it watches.
+    Growth of std is measured against the first call, growth of length without angle against half of the calls so far. Each
+    rule speaks once, when it first holds for `hold` calls in a row. A finding's `epoch` is the number of the call. Detached and without gradients: it never changes the training that it watches.
     """
 
     def __init__(self, temperature: float, similarity: str = "dot", limits: Limits | None = None, hold: int = 1):
         self.temperature, self.similarity, self.limits, self.hold = temperature, similarity, limits, hold
-        self._first: pd.Series | None = None
+        self._rows: list[pd.Series] = []
         self._counts: dict[str, int] = {}
-        self._calls = 0
 
     @torch.no_grad()
     def __call__(self, q: Tensor, d: Tensor) -> list[Finding]:
@@ -359,11 +370,10 @@ class Alarm:
         rows = statistics(
             q, d, scores, torch.zeros_like(scores, dtype=torch.bool), torch.tensor([self.temperature], device=q.device)
         )
-        now = pd.Series({name: float(value[0]) for name, value in rows.items()} | {"epoch": float(self._calls)})
-        self._calls += 1
-        if self._first is None:
-            self._first = now
-        found = {warning.rule: warning for warning in check(self._first, now, None, self.limits)}
+        now = pd.Series({name: float(value[0]) for name, value in rows.items()} | {"epoch": float(len(self._rows))})
+        self._rows.append(now)
+        halfway = self._rows[(len(self._rows) - 1) // 2]
+        found = {warning.rule: warning for warning in check(self._rows[0], now, halfway, None, self.limits)}
         self._counts = {rule: self._counts.get(rule, 0) + 1 for rule in found}
         return [warning for rule, warning in found.items() if self._counts[rule] == self.hold]
 

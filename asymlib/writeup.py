@@ -45,6 +45,10 @@ def _p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def _p_equals(value: float) -> str:
+    return f"p {'' if value < 0.001 else '= '}{_p_value(value)}"
+
+
 def _factor(log: float) -> str:
     """A natural logarithm as the factor that it stands for."""
     return "–" if pd.isna(log) else f"{np.exp(log):.1f}"
@@ -67,6 +71,7 @@ def _environment() -> Environment:
         "percent": _percent,
         "share": _share,
         "p": _p_value,
+        "p_equals": _p_equals,
         "factor": _factor,
         "codes": _codes,
     }
@@ -101,11 +106,12 @@ def lesson_log(systems: pd.DataFrame, warnings: pd.DataFrame) -> dict[str, Any]:
     refined: every damaged one is warned, but healthy ones too, or a damaged one has no warning about length. contradicted: a
     damaged one is not warned.
     """
+    at_start = set(warnings[warnings["epoch"] == 0][["system", "rule"]].itertuples(index=False, name=None))
     after = warnings[warnings["epoch"] > 0]
     seeds = systems["seeds"]
     rules: dict[str, list[str]] = {name: [] for name in systems.index if name in SYSTEMS and SYSTEMS[name].trained}
     for (system, rule), part in after.groupby(["system", "rule"]):
-        if system in rules and part["seed"].nunique() > seeds[system] / 2:
+        if system in rules and (system, rule) not in at_start and part["seed"].nunique() > seeds[system] / 2:
             rules[system].append(rule)
     damaged = [name for name in rules if systems.loc[name, "delta_percent"] < DAMAGED]
     healthy = [name for name in rules if systems.loc[name, "delta_percent"] >= 0]
@@ -120,6 +126,7 @@ def lesson_log(systems: pd.DataFrame, warnings: pd.DataFrame) -> dict[str, Any]:
         "silent": silent,
         "no_length": no_length,
         "false": false,
+        "threshold": -DAMAGED,
     }
 
 
