@@ -115,6 +115,7 @@ class _Best:
     def __init__(self, q: torch.Tensor, k: int):
         self.q, self.k = q, k
         self.threshold: torch.Tensor | None = None  # (B,) a lower bound of the k-th best score
+        self.best = torch.full((len(q), k), _NOTHING, device=q.device)  # (B, k) as of the last reduction
         self.found: list[tuple[torch.Tensor, torch.Tensor]] = []  # (query, key) of candidates
         self.waiting = 0
 
@@ -130,8 +131,10 @@ class _Best:
         values = blocked[block, :, query]  # (P, BLOCK)
         pair, inner = ((values >= self.threshold[query, None]) & (values > -torch.inf)).nonzero(as_tuple=True)
         key = _pack(values[pair, inner], rank[block[pair] * BLOCK + inner])
-        self.found.append((query[pair], key))
-        self.waiting += len(key)
+        query = query[pair]
+        enters = key > self.best[query, -1]  # of equal scores, only those that win the tie
+        self.found.append((query[enters], key[enters]))
+        self.waiting += len(self.found[-1][0])
         if self.waiting > b * self.k:
             self._reduce()
 
