@@ -456,6 +456,7 @@ def encode(texts: Sequence[str], config: EncoderConfig, cache_folder: str | Path
 def _encode(texts: Sequence[str], encoder: Encoder, cache_folder: str | Path, progress: bool) -> np.ndarray:
     config = encoder.config
     digests = _digests(texts)
+    texts = list(texts)
     cache = Cache(cache_folder, encoder)
     wanted, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     dim = cache.dim()

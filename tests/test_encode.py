@@ -190,6 +190,23 @@ def test_out_of_memory_halves_the_batch(tmp_path, config, monkeypatch):
         encode(texts, config, tmp_path / "c", progress=False)
 
 
+@pytest.mark.parametrize(
+    "free, tokens",
+    [
+        (24e9, 144_675),  # 24e9 / 3 / (4 bytes x (12 x 384 + 3 x 12 heads x 256)) = 8e9 / 55,296
+        (1e6, 256),  # at least one text
+        (999e9, module.CUDA_TOKENS),
+    ],
+)
+def test_cuda_batches_are_sized_to_the_free_memory(monkeypatch, free, tokens):
+    class Model(list):
+        device, max_seq_length = torch.device("cuda"), 256
+
+    bert = SimpleNamespace(config=SimpleNamespace(hidden_size=384, num_attention_heads=12))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+    assert module._token_budget(Model([SimpleNamespace(auto_model=bert)])) == tokens
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 def test_cuda_equals_cpu(tmp_path):
     texts = [f"{i} apples and oranges " * (i % 60 + 1) for i in range(300)]
@@ -441,18 +458,26 @@ def test_many_small_shards_are_merged(tmp_path, config, monkeypatch, forwarded):
 
 def test_a_reader_survives_a_merge_beside_it(tmp_path, config, monkeypatch, forwarded):
     texts = some_texts(70, longest=5)
+    expected = plain(config.model, texts, 32)
     for text in texts:
         encode([text], config, tmp_path / "many", progress=False)
         if text == texts[60]:
             stale = module.Cache(tmp_path / "many", find_encoder(config))._shards()
             assert len(stale) == 61
     assert len(shards(tmp_path / "many")) < 61
-    listed, calls = module.Cache._shards, []
-    monkeypatch.setattr(module.Cache, "_shards", lambda self: calls.append(1) or (listed(self) if calls[1:] else stale))
-    forwarded.clear()
-    vectors = encode(texts, config, tmp_path / "many", progress=False)
-    assert len(calls) > 1 and not forwarded
-    np.testing.assert_allclose(vectors, plain(config.model, texts, 32), atol=1e-5)
+    listed = module.Cache._shards
+    for stale_call in (1, 2):  # when the dimension is looked up, when the vectors are
+        calls = []
+
+        def shards_then(self, calls=calls, stale_call=stale_call):
+            calls.append(1)
+            return stale if len(calls) == stale_call else listed(self)
+
+        monkeypatch.setattr(module.Cache, "_shards", shards_then)
+        forwarded.clear()
+        vectors = encode(texts, config, tmp_path / "many", progress=False)
+        assert len(calls) == 3 and not forwarded
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------
