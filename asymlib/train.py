@@ -88,7 +88,7 @@ class TrainedRun:
     best: heads.Parameters
     last: heads.Parameters
     best_epoch: int  # 1, 2, ...; 0 only if no epoch gave a finite validation loss, and then `best` is the start
-    validation_loss: list[float]  # contrastive loss after epoch 0 (untrained), 1, 2, ..., in nats
+    validation_loss: list[float]  # contrastive loss after epoch 0 (untrained), 1, 2, ... until it stopped, in nats
     diverged_at: int | None = None  # step of the first loss or gradient that was not finite
 
 
@@ -96,7 +96,7 @@ def _structure(system: System) -> tuple[Any, ...]:
     """Runs with the same key can be stacked."""
     return (
         system.head, system.sides, system.similarity, system.isotropy, system.batch_size, system.epochs,
-        system.prediction_weight > 0,
+        system.prediction_weight > 0, system.recovery_weight > 0,
     )  # fmt: skip
 
 
@@ -186,7 +186,7 @@ class _Stack:
         if self.shape.prediction_weight > 0:
             predicted = heads.apply_head(self.parameters, "predictor", q.reshape(runs, -1, dim))
             terms["prediction"] = losses.prediction(predicted, d.reshape(runs, -1, dim))
-        if bool((self.hyper("recovery_weight") > 0).any()):
+        if self.shape.recovery_weight > 0:
             terms["recovery"] = (losses.recovery(q, x_q) + losses.recovery(d, x_d)).mean(1) / 2
         total = terms["contrastive"]
         for name in ("isotropy", "prediction", "recovery"):
@@ -254,10 +254,12 @@ class _Stack:
         best_epoch = torch.zeros(runs, dtype=torch.long, device=self.device)
         diverged = torch.full((runs,), -1, dtype=torch.long, device=self.device)
         patience = self.hyper("patience")
+        epochs_run = torch.zeros(runs, dtype=torch.long, device=self.device)
         bar = tqdm(
             total=self.shape.epochs * steps, desc=f"{self.shape.name} x{runs}", unit="step", disable=not progress
         )
         for epoch in range(1, self.shape.epochs + 1):
+            epochs_run += self.active
             order = torch.stack([torch.randperm(len(self.training.queries), generator=g) for g in self.orders]).to(
                 self.device
             )
@@ -302,7 +304,8 @@ class _Stack:
         curves = torch.stack(validation_loss, 1).tolist()
         return [
             TrainedRun(
-                system, seed, heads.unstack(best, r), heads.unstack(self.parameters, r), int(best_epoch[r]), curves[r],
+                system, seed, heads.unstack(best, r), heads.unstack(self.parameters, r), int(best_epoch[r]),
+                curves[r][: int(epochs_run[r]) + 1],
                 int(diverged[r]) if diverged[r] >= 0 else None,
             )
             for r, (system, seed) in enumerate(self.runs)
