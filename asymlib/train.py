@@ -121,6 +121,12 @@ def train(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    if log_every < 1:
+        raise InputError(f"train: log_every = {log_every}, expected 1 or more")
+    names = [(system.name, seed) for system, seed in runs]
+    for name, seed in names:
+        if names.count((name, seed)) > 1:
+            raise InputError(f"train: two runs named {name!r} with seed {seed}, their rows could not be told apart")
     for index, (system, _) in enumerate(runs):
         if not system.trained:
             raise InputError(f"train: system {system.name!r} has no head, there is nothing to train")
