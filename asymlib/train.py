@@ -5,6 +5,7 @@ loss weights and clipping are (R,) tensors, and everything that decides about a 
 divergence) acts on its own row. R = 1 is just a single run.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from asymlib import heads, losses
 from asymlib.errors import InputError
-from asymlib.files import atomic_path, read_json, write_json
+from asymlib.files import atomic_path, read_json, sha256_file, write_json
 from asymlib.systems import System, system_from_dict
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults
@@ -333,7 +334,7 @@ def save_runs(folder: str | Path, runs: Sequence[TrainedRun], **origin: Any) -> 
         for name, value in parameters.items()
     }
     with atomic_path(folder / "heads.safetensors") as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))  # save_file would hide a full disk in an error of its own
     rows = [
         {
             "seed": run.seed,
@@ -343,15 +344,27 @@ def save_runs(folder: str | Path, runs: Sequence[TrainedRun], **origin: Any) -> 
         }
         for run in runs
     ]
-    write_json(folder / "config.json", {"system": runs[0].system.to_dict(), "runs": rows, **origin})
+    sha256 = sha256_file(folder / "heads.safetensors")
+    write_json(folder / "config.json", {**origin, "system": runs[0].system.to_dict(), "runs": rows, "sha256": sha256})
 
 
 def load_runs(folder: str | Path) -> tuple[list[TrainedRun], dict[str, Any]]:
-    """Read what save_runs wrote: the runs, and config.json whole (system, runs and origin)."""
+    """Read what save_runs wrote: the runs, and config.json whole (system, runs, SHA-256 of the heads, and origin).
+
+    A missing or altered file is an InputError that names it.
+    """
     folder = Path(folder)
-    config = read_json(folder / "config.json")
+    path, config = folder / "heads.safetensors", read_json(folder / "config.json")
+    missing = [name for name in ("system", "runs", "sha256") if not isinstance(config, dict) or name not in config]
+    if missing:
+        raise InputError(f"{folder / 'config.json'}: field {missing[0]!r} is missing; expected what save_runs writes")
     system = system_from_dict(config["system"])
-    tensors = load_file(folder / "heads.safetensors")
+    if not path.exists():
+        raise InputError(f"{path}: no such file, though config.json beside it describes it; train again")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != config["sha256"]:
+        raise InputError(f"{path}: changed since it was written (SHA-256 differs from config.json); train again")
+    tensors = load(data)
     stored: dict[tuple[str, int], heads.Parameters] = defaultdict(dict)
     for key, value in tensors.items():
         kind, seed, name = key.split("/", 2)
