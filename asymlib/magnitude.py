@@ -78,10 +78,12 @@ def _side(name: str, z: Tensor, spectrum: bool) -> dict[str, Tensor]:
         f"length.{name}.p95": high,
     }
     if spectrum:
-        covariance = torch.stack([torch.cov(run.T) for run in z.double()])
+        # A run that has overflowed counts as all 0 and gets nan: eigvalsh would raise for it, and stop its neighbours too.
+        z = z.double().where(torch.isfinite(z).all(-1).all(-1)[:, None, None], 0.0)
+        covariance = torch.stack([torch.cov(run.T) for run in z])
         rows[f"isoscore.{name}"] = iso_score(torch.linalg.eigvalsh(covariance).clamp_min(0))
         # singular values of the uncentred matrix, from its Gram matrix: (R, D)
-        rows[f"rankme.{name}"] = rank_me(torch.linalg.eigvalsh(z.double().mT @ z.double()).clamp_min(0).sqrt())
+        rows[f"rankme.{name}"] = rank_me(torch.linalg.eigvalsh(z.mT @ z).clamp_min(0).sqrt())
     return rows
 
 
