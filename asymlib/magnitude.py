@@ -238,6 +238,9 @@ def case_arithmetic() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+GROWTH = ("length.query.mean", "length.document.mean", "similarity.positive.dot")  # what attribution() needs
+
+
 @dataclass(frozen=True)
 class Finding:
     """One finding of the alarm: what was seen, what was expected, and since when."""
@@ -294,7 +297,7 @@ def check(
         )
     for side in ("query", "document"):
         name = f"std.{side}"
-        if name in now and name in first and now[name] > limits.std_growth * first[name]:
+        if name in now and name in first and now[name] > limits.std_growth * first[name] > 0:
             growth = now[name] / first[name]
             warn(
                 f"std-{side}-growing",
@@ -302,14 +305,15 @@ def check(
                 growth,
                 f"at most {limits.std_growth:g} times",
             )
-    needed = ["length.query.mean", "length.document.mean", "similarity.positive.dot"]
-    if all(name in now and name in halfway for name in needed):
-        growth = math.sqrt(math.prod(now[name] / halfway[name] for name in needed[:2]))
-        if growth > limits.length_growth and halfway[needed[2]] > 0 and now[needed[2]] > 0:
-            share = attribution(halfway, now)["length_share"]
-            if share >= limits.length_share:
-                warn("length-without-angle", f"lengths grew {growth:.2f} times and carry {share:.0%} of the logit's growth",
-                     growth, f"at most {limits.length_growth:g} times, or the angle moving too")  # fmt: skip
+    known = all(name in now and name in halfway for name in GROWTH)
+    if known and now["similarity.positive.dot"] > 0 and halfway["similarity.positive.dot"] > 0:
+        growth = math.sqrt(math.prod(now[name] / halfway[name] for name in GROWTH[:2]))
+        grown = attribution(halfway, now)
+        # length >= share x total, not length / total >= share: it also holds where the angle lost more than length gained
+        if growth > limits.length_growth and grown["total"] - grown["angle"] >= limits.length_share * grown["total"]:
+            share = f"carry {grown['length_share']:.0%} of the logit's growth"
+            warn("length-without-angle", f"lengths grew {growth:.2f} times and {share if grown['total'] > 0 else 'the angle fell'}",
+                 growth, f"at most {limits.length_growth:g} times, or the angle moving too")  # fmt: skip
     if "accuracy" in now and now["accuracy"] < limits.accuracy:
         warn(
             "accuracy",
@@ -321,9 +325,9 @@ def check(
         loss = now["loss.contrastive"]
         warn(
             "loss-rising",
-            f"validation loss {loss:.3f} is above its lowest, {lowest_loss:.3f}",
+            f"contrastive loss {loss:.3f} is above its lowest, {lowest_loss:.3f}",
             loss,
-            "a falling validation loss",
+            "a falling loss",
         )
     return found
 
@@ -352,17 +356,22 @@ class Alarm:
                 print(warning.message, "- expected", warning.expected)
 
     Growth of std is measured against the first call, growth of length without angle against half of the calls so far. Each
-    rule speaks once, when it first holds for `hold` calls in a row. A finding's `epoch` is the number of the call. Detached and without gradients: it never changes the training that it watches.
+    rule speaks once, when it first holds for `hold` calls in a row. A finding's `epoch` is the number of the call. Detached
+    and without gradients: it never changes the training that it watches.
     """
 
     def __init__(self, temperature: float, similarity: str = "dot", limits: Limits | None = None, hold: int = 1):
+        if not temperature > 0 or hold < 1:
+            raise InputError(f"alarm: temperature {temperature}, hold {hold}; expected above 0 and 1 or more")
         self.temperature, self.similarity, self.limits, self.hold = temperature, similarity, limits, hold
-        self._rows: list[pd.Series] = []
+        self._first: pd.Series | None = None
+        self._past: list[tuple[float, ...]] = []  # GROWTH of every call, three numbers each
         self._counts: dict[str, int] = {}
+        self._spoken: set[str] = set()
 
     @torch.no_grad()
     def __call__(self, q: Tensor, d: Tensor) -> list[Finding]:
-        """q, d: (B, D), B >= 2. Returns the warnings that begin to hold with this batch."""
+        """q, d: (B, D), B >= 2. Returns the warnings that are new with this batch."""
         if q.shape != d.shape or q.ndim != 2 or len(q) < 2:
             raise InputError(
                 f"alarm: q has shape {tuple(q.shape)}, d {tuple(d.shape)}; expected two equal (B, D) with B >= 2"
@@ -372,12 +381,15 @@ class Alarm:
         rows = statistics(
             q, d, scores, torch.zeros_like(scores, dtype=torch.bool), torch.tensor([self.temperature], device=q.device)
         )
-        now = pd.Series({name: float(value[0]) for name, value in rows.items()} | {"epoch": float(len(self._rows))})
-        self._rows.append(now)
-        halfway = self._rows[(len(self._rows) - 1) // 2]
-        found = {warning.rule: warning for warning in check(self._rows[0], now, halfway, None, self.limits)}
+        now = pd.Series({name: float(value[0]) for name, value in rows.items()} | {"epoch": float(len(self._past))})
+        self._first = now if self._first is None else self._first
+        self._past.append(tuple(now[name] for name in GROWTH))
+        halfway = pd.Series(self._past[(len(self._past) - 1) // 2], index=GROWTH)
+        found = {warning.rule: warning for warning in check(self._first, now, halfway, None, self.limits)}
         self._counts = {rule: self._counts.get(rule, 0) + 1 for rule in found}
-        return [warning for rule, warning in found.items() if self._counts[rule] == self.hold]
+        new = [found[rule] for rule in found if self._counts[rule] >= self.hold and rule not in self._spoken]
+        self._spoken |= {warning.rule for warning in new}
+        return new
 
 
 def rates_by_length(documents: np.ndarray, found: np.ndarray, relevant: np.ndarray, groups: int = 10) -> pd.DataFrame:
