@@ -133,8 +133,9 @@ class _Best:
         key = _pack(values[pair, inner], rank[block[pair] * BLOCK + inner])
         query = query[pair]
         enters = key > self.best[query, -1]  # of equal scores, only those that win the tie
-        self.found.append((query[enters], key[enters]))
-        self.waiting += len(self.found[-1][0])
+        if enters.any():
+            self.found.append((query[enters], key[enters]))
+            self.waiting += len(self.found[-1][0])
         if self.waiting > b * self.k:
             self._reduce()
 
@@ -156,7 +157,8 @@ class _Best:
 
     def keys(self) -> torch.Tensor:
         """(B, k) int64, largest first, _NOTHING where there are fewer than k documents."""
-        self._reduce()
+        if self.waiting:
+            self._reduce()
         return self.best
 
 
