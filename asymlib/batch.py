@@ -31,6 +31,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,7 +194,7 @@ def _expand(entry: object, where: str) -> Iterator[tuple[dict, object]]:
         values = dict(zip(each, combination, strict=True))
         try:
             filled = {key: _fill(value, values) for key, value in single.items() if key != "parameters"}
-        except (KeyError, IndexError, ValueError) as error:
+        except (AttributeError, LookupError, ValueError) as error:
             raise InputError(f"{where}: {error} in braces, but foreach has {', '.join(each)}") from error
         yield {**filled, "parameters": {**given, **values}}, entry["id"]
 
@@ -247,7 +248,8 @@ def _check_job(job: Job, code: str, upstream: list[str]) -> Job:
 
 def _code_fingerprint() -> str:
     """One hash for the package's source and the pinned requirements: what a result depends on besides its notebook."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path("requirements.txt")]
+    package = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".py", ".mplstyle"))
+    files = [*package, Path("requirements.txt")]
     return " ".join(f"{file.name}={sha256_file(file)}" for file in files if file.exists())
 
 
@@ -654,7 +656,9 @@ def _signal_groups(processes: set[psutil.Process], number: signal.Signals) -> No
 
 def _run_one(scratch: Path) -> None:
     """Execute the notebook that scratch/order.json names and leave scratch/outcome.json behind."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent_gone = threading.Event()
+    guard = threading.Thread(target=_end_with_parent, args=(parent_gone, scratch.parent), daemon=True)
+    guard.start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     for name in (
         "JUPYTER_RUNTIME_DIR",
@@ -692,6 +696,8 @@ def _run_one(scratch: Path) -> None:
     except Exception as error:
         logging.exception("the notebook did not run to its end")
         outcome = _other_failure(error, output)
+    if parent_gone.is_set():
+        guard.join()  # which ends this process
     write_json(scratch / "outcome.json", outcome)
 
 
@@ -723,13 +729,15 @@ def _other_failure(error: Exception, output: Path) -> dict:
     return {"status": "failed", "error": f"{place}: {text}{hint}", "place": place, "line": lines[0] if lines else None}
 
 
-def _end_with_parent() -> None:
-    """When the batch is gone, even killed, take the kernel and this process down instead of running on unseen."""
-    os.read(sys.stdin.fileno(), 1)
+def _end_with_parent(parent_gone: threading.Event, scratch: Path) -> None:
+    """When the batch is gone, even killed, end the kernel and all it started instead of running on unseen."""
+    os.read(sys.stdin.fileno(), 1)  # returns when the batch's end of the pipe closes
+    parent_gone.set()
     below = _descendants(os.getpid())
     _signal_groups(below, signal.SIGINT)
-    time.sleep(GRACE)
+    psutil.wait_procs(below, timeout=GRACE)
     _signal_groups(below | _descendants(os.getpid()), signal.SIGKILL)
+    shutil.rmtree(scratch, ignore_errors=True)
     os._exit(1)
 
 

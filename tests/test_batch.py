@@ -283,22 +283,23 @@ class PretendedJob:
 
     script: dict[str, list[dict]]
     seen: list[tuple]
-    alive = 0
+    busy: list[str | None]  # the GPU of each running job
     most = 0
 
     def __init__(self, job, folder, scratch, environment, gpu, attempt):
         self.job, self.gpu, self.start, self.looks = job, gpu, time.monotonic(), 0
         self.output = folder / f"{job.id}.ipynb"
         PretendedJob.seen.append((job.id, gpu, attempt))
-        PretendedJob.alive += 1
-        PretendedJob.most = max(PretendedJob.most, PretendedJob.alive)
+        assert gpu is None or gpu not in PretendedJob.busy
+        PretendedJob.busy.append(gpu)
+        PretendedJob.most = max(PretendedJob.most, len(PretendedJob.busy))
 
     def finished(self):
         self.looks += 1
         return self.looks > 3
 
     def outcome(self):
-        PretendedJob.alive -= 1
+        PretendedJob.busy.remove(self.gpu)
         script = PretendedJob.script.get(self.job.id, [])
         outcome = script.pop(0) if script else {"status": "ok"}
         if outcome["status"] == "ok":
@@ -313,7 +314,7 @@ def pretend(root, monkeypatch):
     monkeypatch.setattr(batch, "_Child", PretendedJob)
     monkeypatch.setattr(batch, "BACK_OFF", (0.05, 0.05))
     monkeypatch.setattr(batch.time, "sleep", lambda seconds: None)
-    PretendedJob.script, PretendedJob.seen, PretendedJob.alive, PretendedJob.most = {}, [], 0, 0
+    PretendedJob.script, PretendedJob.seen, PretendedJob.busy, PretendedJob.most = {}, [], [], 0
     notebook("n.ipynb", "print(1)")
     notebook("m.ipynb", "print(2)")
 
@@ -438,7 +439,7 @@ PROBE = """
 """
 SLEEPER = """
     import os, subprocess, time
-    worker = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    worker = subprocess.Popen(["sh", "-c", "trap '' INT; exec sleep 600"], start_new_session=True)
     with open("pids.part", "w") as file:
         file.write(f"{os.getpid()} {worker.pid}")
     os.rename("pids.part", "pids")
@@ -547,7 +548,8 @@ def test_a_kernel_that_dies_before_it_answers_is_started_again(root, monkeypatch
 def test_a_batch_stopped_in_the_middle_leaves_nothing_running_and_a_ledger_to_go_on_from(root, how):
     notebook("n.ipynb", SLEEPER)
     listing("name: x\njobs: [{id: a, notebook: n.ipynb}, {id: b, notebook: n.ipynb}]")
-    environment = dict(os.environ, PYTHONPATH=str(Path(batch.__file__).parents[1]))
+    environment = dict(os.environ, PYTHONPATH=str(Path(batch.__file__).parents[1]), TMPDIR=str(root / "scratch"))
+    Path("scratch").mkdir()
     with subprocess.Popen(
         [sys.executable, "-m", "asymlib.batch", "jobs.yaml"],
         env=environment,
@@ -566,6 +568,7 @@ def test_a_batch_stopped_in_the_middle_leaves_nothing_running_and_a_ledger_to_go
             running.send_signal(how)
             out, err = running.communicate(timeout=60)
     wait_for(lambda: all(gone(pid) for pid in pids))
+    wait_for(lambda: not list(Path("scratch").glob("asymlib-batch-*")))
     assert Path("cleaned").exists()
     states = [ledger("x")[id]["status"] for id in "ab"]
     if how == signal.SIGINT:
