@@ -544,7 +544,7 @@ def _split_figure(shown: pd.DataFrame, rows: list[str], title: str, note: str) -
 
 
 @_styled
-def growth_split(attribution: pd.DataFrame) -> Drawn:
+def growth_split(attribution: pd.DataFrame, since: float = 1.0) -> Drawn:
     """How much of the positive logit's growth is query length, document length and angle: one stacked bar a system.
 
         log(S1/S0) = log(Q1/Q0) + log(D1/D0) + log(C1/C0)        (magnitude.attribution)
@@ -552,6 +552,7 @@ def growth_split(attribution: pd.DataFrame) -> Drawn:
     attribution: columns system, seed, query, document, angle, total in natural logs, a row a run
     (magnitude.attribute_history); empty where the logit was not above 0. Bars: means over seeds; a part below 0 goes left.
     The black mark is the total, with the standard deviation over seeds; the right margin gives it as a factor.
+    since: the epoch that growth is counted from, as given to attribute_history; named on the axis.
     shown: system, part, mean, sd, seeds.
     """
     parts = [*PART_STYLE, "total"]
@@ -567,7 +568,8 @@ def growth_split(attribution: pd.DataFrame) -> Drawn:
     few, many = shown["seeds"][shown["seeds"] > 0].min(), shown["seeds"].max()
     seeds = f"{many} seeds" if few == many else f"{few} to {many} seeds"
     note = "" if many <= 1 else f"bars: mean of {seeds}, line: ± 1 sd of the total"
-    title = r"log-growth of the mean positive $q\cdot d/\tau$ (natural log)"
+    start = f"epoch {since:g}" if since else "the start"
+    title = rf"log-growth of positive $q\cdot d/\tau$ since {start} (natural log)"
     return _split_figure(shown.rename(columns={"system": "row"}), systems, title, note), shown
 
 
@@ -862,7 +864,8 @@ def length_relevance(table: pd.DataFrame) -> Drawn:
 
     table: columns system, retrieved_rate (in a top-10), relevant_rate (judged relevant), and length_decile (1 = shortest)
     or length (mean |d| of a bin; bins hold equally many documents). A rate may be a share of documents, of queries or of
-    results: each is drawn relative to its system's mean over the bins, so 1 is the average document.
+    results: each is drawn relative to its system's mean over the bins, so 1 is the average document
+    (magnitude.rates_by_length gives it so already).
     shown: the same columns, with retrieved_relative and relevant_relative.
     """
     x = next((name for name in ("length_decile", "length") if name in table.columns), "length_decile")

@@ -70,7 +70,7 @@ def history(systems=TRAINED, seeds=5, epochs=3):
 
 def attribution():
     rows = history(TRAINED + ["whitened"])
-    table = magnitude.attribute_history(rows)
+    table = magnitude.attribute_history(rows, since=0)
     table.loc[table["system"] == "asym-euclidean", ["query", "document", "angle", "total"]] = [
         -0.36,
         -0.36,
@@ -183,7 +183,7 @@ def oracle_table():
 CURVES = ["similarity.positive.dot", "length.document.mean", "similarity.positive.cosine", "loss.contrastive"]
 FIGURES = {
     "trajectories": lambda: plots.trajectories(history(), CURVES, TRAINED, log={"similarity.positive.dot"}),
-    "growth_split": lambda: plots.growth_split(attribution()),
+    "growth_split": lambda: plots.growth_split(attribution(), since=0),
     "case_log": lambda: plots.case_log(magnitude.case_arithmetic()),
     "gradient_shares": lambda: plots.gradient_shares(history()),
     "systems_forest": lambda: plots.systems_forest(systems_table()),
@@ -421,6 +421,7 @@ def bars(axis, part):
 def test_growth_is_stacked_so_that_the_bars_end_at_the_total(drawn):
     figure, shown = drawn["growth_split"]
     (axis,) = figure.axes
+    assert axis.get_xlabel().endswith("since the start (natural log)")
     rows = [label.get_text() for label in axis.get_yticklabels()]
     assert rows[:2] == ["asym-dot", "asym-cos"] and rows[-1] == "whitened"  # the order of the systems, not the table's
     table = shown.pivot(index="system", columns="part", values="mean")
@@ -443,6 +444,7 @@ def test_a_part_below_zero_goes_left_and_the_others_right():
     table = pd.DataFrame(rows, columns=["system", "seed", "query", "document", "angle", "total"])
     figure, shown = plots.growth_split(table)
     (axis,) = figure.axes
+    assert axis.get_xlabel().endswith("since epoch 1 (natural log)")
     assert [bars(axis, part)[0] for part in ("query", "document", "angle")] == [
         pytest.approx((0, -0.2)), pytest.approx((0, 0.5)), pytest.approx((0.5, 0.9)),
     ]  # fmt: skip
@@ -679,7 +681,9 @@ def test_what_cannot_be_drawn_is_refused_with_what_was_expected(draw, message):
 def test_a_saved_figure_is_three_files_and_the_same_bytes_twice(drawn, tmp_path):
     for name in ("trajectories", "oracle_room"):
         figure, shown = drawn[name]
+        places = [axis.get_position().bounds for axis in figure.axes]
         paths = plots.save(figure, shown, tmp_path / "a", name)
+        assert [axis.get_position().bounds for axis in figure.axes] == places  # 300 dpi lays out as 150 dpi did
         assert [path.name for path in paths] == [f"{name}.pdf", f"{name}.png", f"{name}.csv"]
         again = plots.save(figure, shown, tmp_path / "b", name)
         anew = plots.save(*FIGURES[name](), tmp_path / "c", name)
