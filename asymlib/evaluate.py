@@ -621,13 +621,11 @@ def _aligned(per_query: pd.DataFrame, track: str, baseline: str) -> pd.DataFrame
     """A track and the baseline as a table without gaps: (system, metric, seed) x (dataset, query_id)."""
     part = per_query[per_query["track"] == track]
     if not (part["system"] == baseline).any():
-        others = per_query[per_query["system"] == baseline]
-        if others.empty:
-            raise InputError(f"{track}: no scores of the baseline {baseline!r} to compare with")
-        others = others[others["track"] == others["track"].iloc[0]]
-        part = pd.concat(
-            [part, others[others["dataset"].isin(part["dataset"]) & others["metric"].isin(part["metric"])]]
-        )
+        other = per_query[(per_query["system"] == baseline) & per_query["metric"].isin(part["metric"])]
+        other = other[other["dataset"].isin(part["dataset"])]
+        if other.empty:
+            raise InputError(f"{track}: no scores of the baseline {baseline!r} on its data sets to compare with")
+        part = pd.concat([part, other[other["track"] == other["track"].iloc[0]]])
     rows, columns = ["system", "metric", "seed"], ["dataset", "query_id"]
     double = part[part.duplicated(rows + columns)]
     if len(double):
@@ -636,6 +634,8 @@ def _aligned(per_query: pd.DataFrame, track: str, baseline: str) -> pd.DataFrame
             f"{track}: {system} seed {seed} has two scores {metric} for query {query} of {dataset}; expected one"
         )
     table = part.pivot(index=rows, columns=columns, values="value")
+    runs = table.index.droplevel("metric").unique()
+    table = table.reindex([(system, metric, seed) for system, seed in runs for metric in part["metric"].unique()])
     gaps = np.argwhere(table.isna().to_numpy())
     if len(gaps):
         (system, metric, seed), (dataset, query) = table.index[gaps[0][0]], table.columns[gaps[0][1]]

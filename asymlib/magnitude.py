@@ -355,9 +355,9 @@ class Alarm:
             for warning in alarm(q, d):
                 print(warning.message, "- expected", warning.expected)
 
-    Growth of std is measured against the first call, growth of length without angle against half of the calls so far. Each
-    rule speaks once, when it first holds for `hold` calls in a row. A finding's `epoch` is the number of the call. Detached
-    and without gradients: it never changes the training that it watches.
+    Growth of std is measured against the first call, growth of length without angle against half of the calls so far.
+    Each rule speaks once, when it first holds for `hold` calls in a row. A finding's `epoch` is the number of the call.
+    Detached and without gradients: it never changes the training that it watches.
     """
 
     def __init__(self, temperature: float, similarity: str = "dot", limits: Limits | None = None, hold: int = 1):
