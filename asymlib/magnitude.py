@@ -70,7 +70,7 @@ def radial_share(gradient: Tensor, z: Tensor) -> Tensor:
 def _side(name: str, z: Tensor, spectrum: bool) -> dict[str, Tensor]:
     """Statistics of one side's embeddings z (R, N, D): std, lengths and, if asked, IsoScore and RankMe."""
     length = losses.lengths(z)  # (R, N)
-    low, high = torch.quantile(length, torch.tensor([0.05, 0.95], device=z.device), dim=-1)
+    low, high = torch.quantile(length, torch.tensor([0.05, 0.95], dtype=z.dtype, device=z.device), dim=-1)
     rows = {
         f"std.{name}": z.std(-2).mean(-1),  # mean over dimensions of the std over texts, as the case logged it
         f"length.{name}.mean": length.mean(-1),
