@@ -1,0 +1,541 @@
+"""Length and angle: statistics by hand and by loop, growth that adds up, the case's own log, and the alarm."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asymlib import losses, magnitude, train
+from asymlib.errors import InputError
+from asymlib.systems import System
+
+SMALL = System("small", similarity="dot", temperature=0.5, lr=1e-2, batch_size=16, epochs=2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small gain nothing from threads, and lose much where other programs want the same cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pair_vectors(n: int, seed: int) -> train.PairVectors:
+    q = losses.normalize(draw(n, 16, seed=seed))
+    return train.PairVectors(q, losses.normalize(q + 0.1 * draw(n, 16, seed=seed + 100)), torch.arange(n))
+
+
+# ---------------------------------------------------------------- spectra
+
+
+@pytest.mark.parametrize(
+    ("variances", "expected"),
+    [
+        ([2.0, 2.0, 2.0, 2.0], 1.0),  # isotropic
+        ([5.0, 0.0, 0.0, 0.0], 0.0),  # rank one
+        # k = 2 of n = 4: |v| = sqrt 2, v^ = (sqrt 2, sqrt 2, 0, 0), |v^ - 1|^2 = 2 (sqrt 2 - 1)^2 + 2 = 2.343146,
+        # delta^2 = 2.343146/(2 (4 - 2)) = 0.585786, (4 - 2 delta^2)^2 = 2.828427^2 = 8, (8 - 4)/12 = 1/3 = (k - 1)/(n - 1)
+        ([1.0, 1.0, 0.0, 0.0], 1 / 3),
+        ([7.0] * 8 + [0.0] * 8, 7 / 15),
+    ],
+)
+def test_iso_score_by_hand(variances, expected):
+    assert float(magnitude.iso_score(torch.tensor(variances))) == pytest.approx(expected, abs=1e-6)
+    assert float(magnitude.iso_score(1e4 * torch.tensor(variances))) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("singular_values", "expected"),
+    [
+        ([3.0, 3.0, 3.0, 3.0, 3.0], 5.0),
+        ([3.0, 0.0, 0.0], 1.0),
+        ([2.0, 1.0, 1.0], 2 * math.sqrt(2)),  # shares 1/2, 1/4, 1/4: entropy ln 2/2 + ln 4/2 = 1.5 ln 2
+    ],
+)
+def test_rank_me_by_hand(singular_values, expected):
+    assert float(magnitude.rank_me(torch.tensor(singular_values))) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_spectra_in_a_history_are_those_of_sklearn_and_numpy():
+    from sklearn.decomposition import PCA
+
+    z = draw(1, 1, 50, 6, seed=1) * torch.tensor([3.0, 2, 1, 1, 0.5, 0.1]) + 1
+    scores = losses.score_matrix(z, z, "dot")
+    rows = magnitude.statistics(z, z, scores, torch.zeros_like(scores, dtype=torch.bool), torch.ones(1), spectrum=True)
+    cloud = z[0, 0].double().numpy()
+    variances = torch.from_numpy(PCA().fit(cloud).explained_variance_)
+    assert float(rows["isoscore.query"]) == pytest.approx(float(magnitude.iso_score(variances)), rel=1e-6)
+    singular = np.linalg.svd(cloud, compute_uv=False)
+    share = singular / singular.sum()
+    assert float(rows["rankme.document"]) == pytest.approx(math.exp(-(share * np.log(share)).sum()), rel=1e-6)
+    assert 0 < float(rows["isoscore.query"]) < 0.9 and 1 < float(rows["rankme.query"]) < 6
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_every_statistic_by_hand():
+    # q1 = (3, 4), q2 = (0, 2); d1 = (3, 4), d2 = (1, 0); tau = 0.5; |q| = 5, 2; |d| = 5, 1
+    q, d = torch.tensor([[[[3.0, 4.0], [0.0, 2.0]]]]), torch.tensor([[[[3.0, 4.0], [1.0, 0.0]]]])
+    scores = losses.score_matrix(q, d, "dot")  # [[25, 3], [8, 0]]
+    same = torch.eye(2, dtype=torch.bool)[None, None]
+    rows = {k: float(v) for k, v in magnitude.statistics(q, d, scores, same, torch.tensor([0.5])).items()}
+    expected = {
+        "similarity.positive.logit": (50 + 0) / 2,
+        "similarity.positive.dot": (50 + 0) / 2,
+        "similarity.negative.logit": (6 + 16) / 2,
+        "similarity.positive.cosine": (1 + 0) / 2,
+        "similarity.negative.cosine": (3 / 5 + 8 / 10) / 2,
+        "accuracy": 0.5,  # 25 > 3, but 0 < 8
+        "temperature.effective": (0.5 / 25 + 0.5 / 2) / 2,
+        # std over texts, mean over dimensions: q dimension 1: (3, 0): sqrt(4.5); dimension 2: (4, 2): sqrt 2
+        "std.query": (math.sqrt(4.5) + math.sqrt(2)) / 2,
+        "std.document": (math.sqrt(2) + math.sqrt(8)) / 2,  # (3, 1): sqrt 2; (4, 0): sqrt 8
+        "length.query.mean": 3.5,
+        "length.query.p05": 2 + 0.05 * 3,  # linear between 2 and 5
+        "length.query.p95": 2 + 0.95 * 3,
+        "length.document.mean": 3.0,
+        "length.document.p05": 1 + 0.05 * 4,
+        "length.document.p95": 1 + 0.95 * 4,
+    }
+    assert rows == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("similarity", losses.SIMILARITIES)
+def test_similarities_and_accuracy_equal_a_loop_that_skips_repeated_passages(similarity):
+    q, d = draw(2, 3, 5, 4, seed=2), draw(2, 3, 5, 4, seed=3)
+    passage = torch.randint(0, 3, (2, 3, 5), generator=torch.Generator().manual_seed(4))
+    same, tau = passage[..., :, None] == passage[..., None, :], torch.tensor([0.1, 2.0])
+    scores = losses.score_matrix(q, d, similarity)
+    rows = magnitude.statistics(q, d, scores, same, tau, spectrum=True)
+    for r in range(2):
+        positive, negative, right = [], [], []
+        for k in range(3):
+            for i in range(5):
+                others = [float(scores[r, k, i, j]) for j in range(5) if passage[r, k, i] != passage[r, k, j]]
+                positive.append(float(scores[r, k, i, i]))
+                negative += others
+                right.append(positive[-1] > max(others, default=-math.inf))
+        assert float(rows["similarity.positive.logit"][r]) == pytest.approx(np.mean(positive) / float(tau[r]), rel=1e-4)
+        assert float(rows["similarity.negative.logit"][r]) == pytest.approx(np.mean(negative) / float(tau[r]), rel=1e-4)
+        assert float(rows["accuracy"][r]) == pytest.approx(np.mean(right))
+        unit = losses.normalize(q[r].reshape(-1, 4)), losses.normalize(d[r].reshape(-1, 4))
+        assert float(rows["alignment"][r]) == pytest.approx(float(losses.alignment(*unit)), rel=1e-5)
+        assert float(rows["uniformity.document"][r]) == pytest.approx(float(losses.uniformity(unit[1])), rel=1e-5)
+
+
+def test_a_batch_of_one_passage_is_right_and_has_no_negatives():
+    z = draw(1, 1, 4, 3)
+    scores = losses.score_matrix(z, z, "dot")
+    rows = magnitude.statistics(z, z, scores, torch.ones_like(scores, dtype=torch.bool), torch.ones(1))
+    assert float(rows["accuracy"]) == 1 and float(rows["similarity.negative.logit"]) == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), factor=st.floats(0.01, 100))
+def test_longer_embeddings_raise_the_logit_and_lower_the_effective_temperature_but_leave_the_cosine(seed, factor):
+    q, d = draw(1, 1, 6, 5, seed=seed).double(), draw(1, 1, 6, 5, seed=seed + 1).double()
+    same, tau = torch.eye(6, dtype=torch.bool)[None, None], torch.tensor([0.05])
+    one = magnitude.statistics(q, d, losses.score_matrix(q, d, "dot"), same, tau)
+    two = magnitude.statistics(factor * q, d, losses.score_matrix(factor * q, d, "dot"), same, tau)
+    for name, scale in (("similarity.positive.cosine", 1), ("similarity.positive.dot", factor), ("accuracy", 1),
+                        ("temperature.effective", 1 / factor), ("length.query.p95", factor), ("std.query", factor),
+                        ("std.document", 1)):  # fmt: skip
+        assert float(two[name]) == pytest.approx(scale * float(one[name]), rel=1e-6, abs=1e-9), name
+
+
+# ---------------------------------------------------------------- gradients along and across
+
+
+def test_radial_share_by_hand():
+    # z = (1, 0): g = (3, 4) has 9 of 25 along it; z = (0, 2): g = (0, 5) lies along it: (9 + 25)/(25 + 25)
+    z, gradient = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 4.0], [0.0, 5.0]])
+    assert float(magnitude.radial_share(gradient, z)) == pytest.approx(34 / 50)
+    assert math.isnan(float(magnitude.radial_share(torch.zeros(2, 2), z)))
+
+
+@pytest.fixture(scope="module")
+def history() -> pd.DataFrame:
+    recorder = magnitude.Recorder()
+    cosine = SMALL.with_changes(name="cosine", similarity="cosine")
+    stopping = SMALL.with_changes(name="stopping", lr=1e25)
+    train.train([(SMALL, 0), (SMALL, 1), (cosine, 0), (stopping, 0)], pair_vectors(64, 1), pair_vectors(40, 2), recorder, 3,
+                "cpu", False)  # fmt: skip
+    return recorder.frame()
+
+
+def test_radial_and_tangential_gradients_add_up_and_cosine_has_no_radial_part(history):
+    rows = magnitude.wide(history, "train")
+    for side in ("query", "document"):
+        parts = rows[
+            [f"gradient.{side}.{part}" for part in ("norm", "radial", "tangential", "radial_share")]
+        ].to_numpy()
+        norm, radial, tangential, share = parts.T
+        np.testing.assert_allclose(radial**2 + tangential**2, norm**2, rtol=1e-5)
+        np.testing.assert_allclose(share * norm**2, radial**2, rtol=1e-5, atol=1e-12)
+        is_cosine = (rows["system"] == "cosine").to_numpy()
+        assert (share[is_cosine] < 1e-10).all() and (share[~is_cosine] > 1e-4).all()
+
+
+# ---------------------------------------------------------------- histories
+
+
+def test_a_history_is_long_sorted_and_complete(history):
+    assert tuple(history.columns) == magnitude.HISTORY_COLUMNS
+    validation, training = magnitude.wide(history, "validation"), magnitude.wide(history, "train")
+    kept = validation[validation["system"] != "stopping"]
+    assert kept.groupby(["system", "seed"])["epoch"].apply(list).tolist() == [[0.0, 1.0, 2.0]] * 3
+    assert training[training["system"] == "small"]["step"].tolist() == [0, 3, 6] * 2
+    watched = {
+        "loss.total", "loss.contrastive", "loss.isotropy", "similarity.positive.dot", "similarity.positive.logit",
+        "similarity.negative.logit",
+        "similarity.positive.cosine", "similarity.negative.cosine", "std.query", "std.document", "length.query.mean",
+        "length.query.p05", "length.query.p95", "length.document.mean", "length.document.p05", "length.document.p95", "accuracy",
+        "temperature.effective",
+    }  # fmt: skip
+    spectrum = {"isoscore.query", "isoscore.document", "rankme.query", "rankme.document", "alignment", "uniformity.query",
+                "uniformity.document"}  # fmt: skip
+    gradients = {f"gradient.{side}.{part}" for side in ("query", "document")
+                 for part in ("norm", "radial", "tangential", "radial_share")} | {"gradient.parameters"}  # fmt: skip
+    keys = {"system", "seed", "epoch", "step"}
+    assert set(validation.columns) == watched | spectrum | keys
+    assert set(training.columns) == watched | gradients | keys
+    assert np.isfinite(history["value"]).all()
+
+
+def test_a_stopped_runs_later_rows_are_left_out(history):
+    assert set(history[history["system"] == "stopping"]["step"]) == {0}
+
+
+def test_a_run_that_overflows_gets_nan_spectra_and_its_neighbours_keep_theirs():
+    z = draw(2, 1, 8, 4, seed=5)
+    z[0, 0, 0, 0] = math.inf
+    scores = losses.score_matrix(z, z, "dot")
+    rows = magnitude.statistics(z, z, scores, torch.zeros_like(scores, dtype=torch.bool), torch.ones(2), spectrum=True)
+    alone = magnitude.statistics(
+        z[1:], z[1:], scores[1:], torch.zeros_like(scores[1:], dtype=torch.bool), torch.ones(1), True
+    )
+    for name in ("isoscore.query", "rankme.document"):
+        assert torch.isnan(rows[name][0])
+        torch.testing.assert_close(rows[name][1:], alone[name])
+
+
+def test_an_empty_recorder_and_a_missing_split():
+    empty = magnitude.Recorder().frame()
+    assert tuple(empty.columns) == magnitude.HISTORY_COLUMNS and empty.empty
+    with pytest.raises(InputError, match="no rows with split 'test', found"):
+        magnitude.wide(empty, "test")
+
+
+# ---------------------------------------------------------------- attribution
+
+
+def row(logit: float, query: float, document: float, **more: float) -> pd.Series:
+    return pd.Series(
+        {"similarity.positive.dot": logit, "length.query.mean": query, "length.document.mean": document, **more}
+    )
+
+
+def test_attribution_by_hand():
+    # logit 2 -> 24, factor 12 = 2 (query) x 3 (document) x 2 (angle)
+    found = magnitude.attribution(row(2, 1, 1), row(24, 2, 3))
+    expected = {"query": math.log(2), "document": math.log(3), "angle": math.log(2), "total": math.log(12),
+                "length_share": math.log(6) / math.log(12)}  # fmt: skip
+    assert found == pytest.approx(expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1), q_factor=st.floats(0.1, 10), d_factor=st.floats(0.1, 10), tau=st.floats(0.01, 10)
+)
+def test_attribution_adds_up_and_its_angle_is_the_length_weighted_cosine(seed, q_factor, d_factor, tau):
+    same, temperature = torch.eye(6, dtype=torch.bool)[None, None], torch.tensor([tau], dtype=torch.float64)
+
+    def measured(q: torch.Tensor, d: torch.Tensor) -> tuple[pd.Series, float]:
+        statistics = magnitude.statistics(q, d, losses.score_matrix(q, d, "dot"), same, temperature)
+        weights = q.norm(dim=-1) * d.norm(dim=-1)
+        cosine = torch.nn.functional.cosine_similarity(q, d, dim=-1)
+        product = q.norm(dim=-1).mean() * d.norm(dim=-1).mean()
+        return pd.Series({k: float(v) for k, v in statistics.items()}), float((weights * cosine).mean() / product)
+
+    q = draw(1, 1, 6, 8, seed=seed).double()
+    start, cosine0 = measured(q, q + draw(1, 1, 6, 8, seed=seed + 1))
+    end, cosine1 = measured(q_factor * (q + 0.3 * draw(1, 1, 6, 8, seed=seed + 2)), d_factor * q)
+    if cosine0 <= 0.01 or cosine1 <= 0.01:
+        return
+    found = magnitude.attribution(start, end)
+    assert found["query"] + found["document"] + found["angle"] == pytest.approx(found["total"], abs=1e-12)
+    assert found["angle"] == pytest.approx(math.log(cosine1 / cosine0), abs=1e-9)
+    # a factor on all queries goes to 'query' alone
+    longer = magnitude.attribution(
+        start, measured(2 * q_factor * (q + 0.3 * draw(1, 1, 6, 8, seed=seed + 2)), d_factor * q)[0]
+    )
+    assert longer["query"] - found["query"] == pytest.approx(math.log(2), abs=1e-9)
+    assert (longer["document"], longer["angle"]) == pytest.approx((found["document"], found["angle"]), abs=1e-9)
+
+
+def test_attribution_refuses_logits_without_a_logarithm():
+    for start, end in (
+        (row(-1, 1, 1), row(2, 1, 1)),
+        (row(1, 1, 1), row(0, 1, 1)),
+        (row(1, 1, 1), row(math.nan, 1, 1)),
+    ):
+        with pytest.raises(InputError, match="its logarithm needs both above 0"):
+            magnitude.attribution(start, end)
+
+
+def test_attribution_without_any_growth_has_no_share():
+    assert math.isnan(magnitude.attribution(row(2, 1, 1), row(2, 1, 1))["length_share"])
+
+
+def long(rows: list[pd.Series], system: str = "x", seed: int = 0, split: str = "validation") -> pd.DataFrame:
+    """A history from one row of statistics an epoch, epochs 0, 1, 2, ..."""
+    return pd.DataFrame(
+        [(system, seed, 10 * epoch, float(epoch), split, name, value)
+         for epoch, values in enumerate(rows) for name, value in values.items()],
+        columns=magnitude.HISTORY_COLUMNS,
+    )  # fmt: skip
+
+
+def test_a_history_is_attributed_from_the_epoch_asked_for():
+    grown = long([row(0.1, 1, 1), row(2, 1, 1), row(4, 1, 2), row(8, 2, 2)])
+    negative = long([row(-1, 1, 1), row(-2, 1, 1), row(5, 2, 2)], seed=1)
+    since_one = magnitude.attribute_history(pd.concat([grown, negative])).set_index("seed")
+    assert since_one.loc[0, "total"] == pytest.approx(math.log(4)) and since_one.loc[
+        0, "length_share"
+    ] == pytest.approx(1)
+    assert since_one.loc[1].drop("system").isna().all()
+    since_start = magnitude.attribute_history(grown, since=0).iloc[0]
+    assert since_start["total"] == pytest.approx(math.log(80))
+    assert since_start["angle"] == pytest.approx(math.log(20))
+
+
+# ---------------------------------------------------------------- the case's own log
+
+
+def test_the_cases_log_gives_the_published_arithmetic():
+    table = magnitude.case_arithmetic().set_index("epoch")
+    # 32.25 x 0.05 / (768 x 0.067 x 0.059) = 1.6125/3.03590 = 0.531, and so on
+    assert table["implied_cosine"].round(2).tolist() == [0.53, 0.55, 0.57]
+    last = table.loc[3]
+    # 163.60/32.25 = 5.07 = (0.146/0.067)(0.129/0.059) = 4.76 from lengths x 1.07 from angle
+    assert math.exp(last["total"]) == pytest.approx(5.07, abs=0.005)
+    assert math.exp(last["query"] + last["document"]) == pytest.approx(4.76, abs=0.01)
+    assert math.exp(last["angle"]) == pytest.approx(1.065, abs=0.005)
+    assert last["length_share"] == pytest.approx(0.96, abs=0.005)
+    assert last["query_length"] == pytest.approx(0.146 * math.sqrt(768))
+    assert table.loc[1, ["query", "document", "angle", "total"]].tolist() == [0, 0, 0, 0]
+
+
+def test_the_alarm_raises_the_cases_own_failure():
+    log = magnitude.CASE_LOG[magnitude.CASE_LOG["split"] == "train"]
+    table = magnitude.case_arithmetic().set_index("epoch")
+    rows = {
+        epoch: row(r["positive_logit"], r["query_length"], r["document_length"], epoch=float(epoch),
+                   **{"std.query": s["std.query"], "std.document": s["std.document"]})
+        for (epoch, r), (_, s) in zip(table.iterrows(), log.iterrows(), strict=True)
+    }  # fmt: skip
+    found = {finding.rule: finding for finding in magnitude.check(rows[1], rows[3], rows[2])}
+    assert set(found) == {"std-query-growing", "std-document-growing", "length-without-angle"}
+    assert found["std-query-growing"].value == pytest.approx(0.146 / 0.067)
+    assert found["length-without-angle"].value == pytest.approx(math.sqrt(0.146 / 0.109 * 0.129 / 0.096))
+    assert all(finding.epoch == 3.0 for finding in found.values())
+
+
+# ---------------------------------------------------------------- the alarm, rule by rule
+
+HEALTHY = row(10, 1, 1, epoch=1.0, **{
+    "similarity.positive.cosine": 0.7, "std.query": 0.05, "std.document": 0.05, "accuracy": 0.95, "loss.contrastive": 0.3,
+})  # fmt: skip
+
+
+def rules(lowest_loss: float | None = None, halfway: pd.Series | None = None, limits=None, **now: float) -> set[str]:
+    changed = pd.Series({**HEALTHY, **{name.replace("__", "."): value for name, value in now.items()}})
+    return {finding.rule for finding in magnitude.check(HEALTHY, changed, halfway, lowest_loss, limits)}
+
+
+def test_a_healthy_run_raises_nothing():
+    assert rules(lowest_loss=0.3) == set()
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        ({"similarity__positive__cosine": 0.49}, {"positive-cosine"}),
+        ({"similarity__positive__cosine": 0.5}, set()),
+        ({"similarity__positive__cosine": 1.0 + 1e-7}, set()),  # float32 rounding is no finding
+        ({"similarity__positive__cosine": 1.01}, {"positive-cosine"}),
+        ({"similarity__positive__cosine": math.nan}, {"positive-cosine"}),
+        ({"std__query": 0.0751}, {"std-query-growing"}),
+        ({"std__query": 0.0749}, set()),
+        ({"std__document": 0.0751}, {"std-document-growing"}),
+        ({"std__document": 0.01}, set()),
+        ({"accuracy": 0.89}, {"accuracy"}),
+        ({"accuracy": 0.9}, set()),
+        # lengths x 1.3 each, logit x 1.69: all of it length
+        ({"length__query__mean": 1.3, "length__document__mean": 1.3, "similarity__positive__dot": 16.9}, {"length-without-angle"}),
+        # the same lengths, logit x 3: log 1.69/log 3 = 48 % length, the angle moves too
+        ({"length__query__mean": 1.3, "length__document__mean": 1.3, "similarity__positive__dot": 30.0}, set()),
+        # lengths x 1.2: within the limit of 1.25
+        ({"length__query__mean": 1.2, "length__document__mean": 1.2, "similarity__positive__dot": 14.4}, set()),
+        # one side alone: geometric mean of 1.7 and 1 is 1.30
+        ({"length__query__mean": 1.7, "similarity__positive__dot": 17.0}, {"length-without-angle"}),
+        # lengths grow and the angle falls by more, so that the logit falls: the worst case, not a silent one
+        ({"length__query__mean": 2.0, "length__document__mean": 2.0, "similarity__positive__dot": 8.0}, {"length-without-angle"}),
+        ({"length__query__mean": 0.5, "length__document__mean": 0.5, "similarity__positive__dot": 2.5}, set()),
+    ],
+)  # fmt: skip
+def test_each_rule_is_raised_beyond_its_limit_and_not_within(now, expected):
+    assert rules(**now) == expected
+
+
+def test_a_loss_above_its_lowest_is_raised():
+    assert rules(lowest_loss=0.29) == {"loss-rising"}  # 0.3 > 0.29 x 1.02
+    assert rules(lowest_loss=0.295) == set()  # 0.3 < 0.295 x 1.02
+    assert rules(lowest_loss=None) == set()
+
+
+def test_limits_can_be_changed_and_missing_statistics_skip_their_rule():
+    assert rules(similarity__positive__cosine=0.3, limits=magnitude.Limits(cosine_low=0.2)) == set()
+    assert magnitude.check(pd.Series(dtype=float), pd.Series({"epoch": 3.0})) == []
+
+
+def test_growth_without_a_measurable_start_is_not_a_finding():
+    nothing = row(0, 0, 0, **{"std.query": 0.0, "std.document": 0.0})
+    assert magnitude.check(nothing, HEALTHY) == []
+
+
+def test_length_growth_is_measured_from_half_way_and_std_from_the_start():
+    halfway = pd.Series({**HEALTHY, "length.query.mean": 1.25, "length.document.mean": 1.25})
+    now = {
+        "length__query__mean": 1.3,
+        "length__document__mean": 1.3,
+        "similarity__positive__dot": 16.9,
+        "std__query": 0.08,
+    }
+    assert rules(halfway=halfway, **now) == {"std-query-growing"}
+
+
+def test_a_message_names_what_was_seen_and_what_was_expected():
+    changed = pd.Series({**HEALTHY, "std.document": 0.1})
+    (finding,) = magnitude.check(HEALTHY, changed)
+    assert finding.message == "document std grew 2.00 times to 0.1" and finding.expected == "at most 1.5 times"
+
+
+def test_a_history_gives_one_row_a_run_epoch_and_rule():
+    names = ["similarity.positive.cosine", "std.query", "loss.contrastive"]
+    good = long([pd.Series(values, names) for values in ((0.6, 0.05, 0.5), (0.6, 0.05, 0.4), (0.6, 0.06, 0.3))], seed=1)
+    bad = long([pd.Series(values, names) for values in ((0.4, 0.05, 0.5), (0.6, 0.08, 0.4), (0.6, 0.06, 0.5))], seed=2)
+    other = long([pd.Series((0.0, 1.0, 9.0), names)], seed=3, split="train")
+    found = magnitude.alarm(pd.concat([good, bad, other]))
+    assert found[["seed", "epoch", "rule"]].to_numpy().tolist() == [
+        [2, 0.0, "positive-cosine"], [2, 1.0, "std-query-growing"], [2, 2.0, "loss-rising"],
+    ]  # fmt: skip
+    assert magnitude.alarm(good).columns.tolist() == found.columns.tolist() and magnitude.alarm(good).empty
+
+
+# ---------------------------------------------------------------- the alarm in any training loop
+
+
+def plain_training(similarity: str, alarm: magnitude.Alarm | None, steps: int = 120) -> tuple[list, torch.Tensor]:
+    """Two torch.nn.Linear under InfoNCE, as a team would write it; returns the warnings and the final weights."""
+    torch.manual_seed(0)
+    heads = torch.nn.ModuleList([torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)])
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=2e-2)
+    pairs, found = losses.normalize(draw(2, 256, 64, seed=6)), []
+    for step in range(steps):
+        rows = torch.arange(32) + 32 * (step % 8)
+        q, d = heads[0](pairs[0, rows]), heads[1](losses.normalize(pairs[0, rows] + pairs[1, rows]))
+        if similarity == "cosine":
+            scores = losses.normalize(q) @ losses.normalize(d).T
+        else:
+            scores = q @ d.T
+        loss = torch.nn.functional.cross_entropy(scores / 0.05, torch.arange(32))
+        if alarm:
+            found += [(step, warning) for warning in alarm(q, d)]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return found, heads[0].weight.detach()
+
+
+def test_the_alarm_speaks_in_a_plain_torch_loop_on_raw_dot_and_does_not_touch_it():
+    found, watched = plain_training("dot", magnitude.Alarm(temperature=0.05))
+    by_rule = {warning.rule: step for step, warning in found}
+    assert {"std-query-growing", "std-document-growing"} <= set(by_rule)
+    assert len(by_rule) == len(found)  # each rule speaks once
+    assert all(warning.epoch == step for step, warning in found)
+    assert by_rule["std-document-growing"] > 0
+    assert torch.equal(watched, plain_training("dot", None)[1])
+
+
+def test_the_alarm_is_silent_for_embeddings_that_only_turn():
+    alarm = magnitude.Alarm(temperature=0.05)
+    d = losses.normalize(draw(16, 32, seed=7))
+    for mix in (0.6, 0.4, 0.2, 0.1):
+        assert alarm(losses.normalize(d + mix * losses.normalize(draw(16, 32, seed=8))), d) == []
+
+
+def test_the_alarm_hears_pure_growth_and_says_so_once():
+    alarm = magnitude.Alarm(temperature=0.05)
+    z = losses.normalize(draw(16, 32, seed=9))
+    spoken = [{warning.rule for warning in alarm(z * 1.2**step, z * 1.2**step)} for step in range(12)]
+    assert set.union(*spoken) == {"std-query-growing", "std-document-growing", "length-without-angle"}
+    assert sum(len(rules) for rules in spoken) == 3
+    # std is 1.2^3 = 1.73 times its start at step 3; lengths are 1.2^(3 - 1) = 1.44 times those half-way at step 3
+    assert spoken[3] == {"std-query-growing", "std-document-growing", "length-without-angle"}
+
+
+def test_hold_waits_for_calls_in_a_row_and_a_rule_that_comes_back_is_not_repeated():
+    z = losses.normalize(draw(16, 32, seed=10))
+    calls = [z, -z, z, -z, -z, -z, z, -z, -z]  # positive cosine 1 or -1
+    spoken = []
+    alarm = magnitude.Alarm(temperature=0.05, hold=2)
+    for q in calls:
+        spoken.append([warning.rule for warning in alarm(q, z) if warning.rule == "positive-cosine"])
+    assert spoken == [[], [], [], [], ["positive-cosine"], [], [], [], []]
+
+
+def test_the_alarm_takes_half_precision_and_embeddings_that_carry_gradients():
+    alarm = magnitude.Alarm(temperature=0.05, similarity="cosine")
+    z = losses.normalize(draw(8, 16, seed=11)).bfloat16().requires_grad_()
+    assert alarm(z, z) == []
+    assert z.grad is None
+
+
+@pytest.mark.parametrize(("q", "d"), [((4, 3), (5, 3)), ((4,), (4,)), ((1, 3), (1, 3)), ((2, 4, 3), (2, 4, 3))])
+def test_the_alarm_refuses_shapes_that_are_no_batch_of_pairs(q, d):
+    with pytest.raises(InputError, match=r"expected two equal \(B, D\) with B >= 2"):
+        magnitude.Alarm(temperature=0.05)(torch.ones(q), torch.ones(d))
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"temperature": math.nan}, {"temperature": 0.05, "hold": 0}])
+def test_the_alarm_refuses_settings_that_mean_nothing(wrong):
+    with pytest.raises(InputError, match="expected above 0 and 1 or more"):
+        magnitude.Alarm(**wrong)
+
+
+# ---------------------------------------------------------------- lengths against relevance
+
+
+def test_rates_by_length_by_hand():
+    # lengths 4, 1, 3, 2: the short half is documents 1 and 3, the long half 2 and 0
+    documents = np.array([[4.0], [1.0], [3.0], [2.0]], dtype=np.float32)
+    found = np.array([[0, 2], [0, 1], [0, -1]])  # 5 results: document 0 three times, 1 and 2 once each
+    relevant = np.array([1, 2, 0, 1])
+    table = magnitude.rates_by_length(documents, found, relevant, groups=2).set_index("length_decile")
+    assert table["length"].tolist() == [1.5, 3.5]
+    assert table["retrieved_rate"].tolist() == pytest.approx([1 / 5 * 2, 4 / 5 * 2])
+    assert table["relevant_rate"].tolist() == pytest.approx([3 / 4 * 2, 1 / 4 * 2])
+    # all documents of one length, each found equally often: every group is the average one
+    even = magnitude.rates_by_length(np.ones((20, 2)), np.arange(20)[:, None], np.ones(20, int))
+    assert even["retrieved_rate"].tolist() == pytest.approx([1.0] * 10)
