@@ -23,7 +23,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; it takes the name `path` only if the block ends without an error.
 
     The bytes are flushed to disk before the rename. After any error, Ctrl-C included, the temporary file is gone
-    and what stood at `path` before is untouched. A full disk is an InputError that names `path`.
+    and what stood at `path` before is untouched. A full disk (or quota) is an InputError that names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +37,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise InputError(f"{path}: no space left on the disk; free some and run again, finished work is kept") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                f"{path}: no space left on the disk; free some and run again, finished work is kept"
+            ) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
