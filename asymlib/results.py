@@ -111,4 +111,7 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
         raise InputError(
             f"{path}: changed since it was written (SHA-256 differs from origin.json); run its notebook again"
         )
-    return pd.read_csv(path, float_precision="round_trip") if path.suffix == ".csv" else pd.read_parquet(path)
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    # Only an empty field is NaN: a system or query called "None" or "NA" keeps its name.
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
