@@ -78,7 +78,7 @@ def write_table(folder: str | Path, name: str, table: pd.DataFrame, origin: dict
             raise InputError(f"{path}: expected a name that ends in .csv or .parquet")
     with FileLock(path.parent / ".origin.lock"):  # notebooks that run side by side share origin.json
         entries = _entries(path.parent) if (path.parent / "origin.json").exists() else {}
-        entries[name] = {"sha256": sha256_file(path), "rows": len(table), **origin}
+        entries[name] = {**origin, "sha256": sha256_file(path), "rows": len(table)}
         write_json(path.parent / "origin.json", entries)
     return path
 
@@ -96,8 +96,10 @@ def read_origin(folder: str | Path, name: str) -> dict[str, Any]:
     if not (folder / "origin.json").exists():
         raise InputError(f"{folder / name}: a table without origin; expected {folder / 'origin.json'} beside it")
     entries = _entries(folder)
-    if name not in entries:
-        raise InputError(f"{folder / name}: not named in {folder / 'origin.json'}, so its origin is unknown")
+    if not isinstance(entries.get(name), dict) or "sha256" not in entries[name]:
+        raise InputError(
+            f"{folder / name}: no entry with a SHA-256 in {folder / 'origin.json'}, so its origin is unknown"
+        )
     return entries[name]
 
 
@@ -106,8 +108,7 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     path = Path(folder) / name
     if not path.exists():
         raise InputError(f"{path}: no such table; run the notebook that writes it first")
-    expected = read_origin(folder, name)["sha256"]
-    if sha256_file(path) != expected:
+    if sha256_file(path) != read_origin(folder, name)["sha256"]:
         raise InputError(
             f"{path}: changed since it was written (SHA-256 differs from origin.json); run its notebook again"
         )
