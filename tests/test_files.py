@@ -1,0 +1,177 @@
+"""Files are whole or absent, and a wrong input ends a command in one line and a code that is not 0."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asymlib import files
+from asymlib.errors import InputError, run_command
+
+
+def test_sha256_by_known_values(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+    assert files.sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    (tmp_path / "big").write_bytes(b"\0" * 3_000_000)
+    assert files.sha256_file(str(tmp_path / "big")) == hashlib.sha256(b"\0" * 3_000_000).hexdigest()
+
+
+def test_a_file_appears_whole_under_its_name_with_its_folders(tmp_path):
+    path = tmp_path / "a" / "b" / "file.txt"
+    with files.atomic_path(path) as temporary:
+        assert temporary.parent == path.parent and temporary != path
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("broken"), KeyboardInterrupt(), SystemExit(1), PermissionError(13, "no")]
+)
+@pytest.mark.parametrize("old", ["before", None])
+def test_after_any_error_the_old_file_stands_and_no_half_file_is_left(tmp_path, error, old):
+    path = tmp_path / "file.txt"
+    if old:
+        path.write_text(old)
+    with pytest.raises(type(error)), files.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert [p.read_text() for p in tmp_path.iterdir()] == ([old] if old else [])
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_or_quota_is_an_input_error_that_names_the_file(tmp_path, code):
+    path = tmp_path / "file.txt"
+    path.write_text("before")
+    with pytest.raises(InputError, match=r"file\.txt: no space left on the disk; free some and run again"):
+        with files.atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(code, os.strerror(code))
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]
+
+
+def test_a_disk_that_is_really_full_is_noticed(tmp_path, monkeypatch):
+    (tmp_path / "file.json").write_text("{}")
+
+    def made(dir: Path, prefix: str, suffix: str) -> tuple[int, str]:
+        path = Path(dir) / f"{prefix}full{suffix}"
+        path.symlink_to("/dev/full")  # writing there, the kernel answers ENOSPC
+        return os.open(os.devnull, os.O_RDONLY), str(path)
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", made)
+    with pytest.raises(InputError, match=r"file\.json: no space left on the disk") as caught:
+        files.write_json(tmp_path / "file.json", {"a": 1})
+    assert caught.value.__cause__.errno == errno.ENOSPC
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file.json", "{}")]
+
+
+def test_a_failing_rename_leaves_no_half_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside").touch()
+    with pytest.raises(OSError, match="folder"):
+        files.write_text(tmp_path / "folder", "text")  # a folder that is not empty cannot be replaced by a file
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_ctrl_c_in_another_process_leaves_no_half_file(tmp_path):
+    program = (
+        "import sys, time\n"
+        "from asymlib.errors import run_command\n"
+        "from asymlib.files import atomic_path\n"
+        "def main():\n"
+        "    with atomic_path(sys.argv[1]) as temporary:\n"
+        "        temporary.write_text('half')\n"
+        "        print('writing', flush=True)\n"
+        "        time.sleep(60)\n"
+        "run_command(main)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "file.txt")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert process.stderr.read() == "interrupted: what was finished is kept; the same command goes on from there\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_written_the_same_way_every_time(tmp_path):
+    files.write_json(tmp_path / "a.json", {"b": 1, "a": ["ü", None, 1.5]})
+    assert (
+        tmp_path / "a.json"
+    ).read_bytes() == '{\n  "a": [\n    "ü",\n    null,\n    1.5\n  ],\n  "b": 1\n}\n'.encode()
+    assert files.read_json(tmp_path / "a.json") == {"a": ["ü", None, 1.5], "b": 1}
+
+
+def test_what_json_cannot_hold_is_refused_before_the_old_file_is_touched(tmp_path):
+    files.write_json(tmp_path / "a.json", [1])
+    with pytest.raises(TypeError):
+        files.write_json(tmp_path / "a.json", {"a": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == [1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{\n  "a": 1,\n  "b" 2\n}\n', r"broken\.json:3:7: not valid JSON"),  # line 3, column 7: the missing colon
+        (b"", r"broken\.json:1:1: not valid JSON"),
+        (b'{"a": 1}\n{"b": 2}\n', r"broken\.json:2:1: not valid JSON"),
+        (b'{"a": "\xff"}', r"broken\.json: not valid JSON .*utf-8"),
+    ],
+)
+def test_broken_json_is_refused_naming_file_line_and_column(tmp_path, content, message):
+    (tmp_path / "broken.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        files.read_json(tmp_path / "broken.json")
+
+
+def test_a_missing_json_file_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.json: no such file"):
+        files.read_json(tmp_path / "nowhere.json")
+
+
+def test_project_paths_lie_in_the_checkout_or_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.delenv("ASYMLIB_HOME", raising=False)
+    assert files.project_path("asymlib", "files.py") == Path(files.__file__).resolve()
+    monkeypatch.setenv("ASYMLIB_HOME", str(tmp_path))
+    assert files.project_path("data", "cache") == tmp_path / "data" / "cache"
+    assert files.project_path() == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "message"),
+    [
+        (None, 0, ""),
+        (0, 0, ""),
+        (3, 3, ""),
+        (InputError("pairs.jsonl:7: expected a query"), 2, "error: pairs.jsonl:7: expected a query\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 2, "error: No space left on device: /x/y\n"),
+        (OSError("strange"), 2, "error: strange\n"),
+        (KeyboardInterrupt(), 130, "interrupted: what was finished is kept; the same command goes on from there\n"),
+    ],
+)
+def test_a_command_ends_in_one_line_and_its_code(capsys, outcome, code, message):
+    def main() -> int | None:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == code
+    assert capsys.readouterr().err == message
+
+
+def test_an_error_of_the_program_itself_is_not_hidden():
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_command(main)
