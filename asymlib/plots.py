@@ -112,8 +112,8 @@ LABELS: dict[str, str] = {
     "similarity.positive.dot": r"positive dot product, $q\cdot d^+/\tau$",
     "accuracy": "in-batch accuracy, share of queries",
     "temperature.effective": r"effective temperature, $\tau/(|q||d|)$",
-    "alignment": r"alignment, mean $|q-d^+|^2$, unit vectors",
-    "gradient.parameters": "gradient norm, parameters, before clipping",
+    "alignment": r"alignment, mean $|q-d^+|^2$ of units",
+    "gradient.parameters": "gradient norm, parameters, unclipped",
 } | {
     name: text
     for side, z in (("query", "q"), ("document", "d"))
@@ -124,7 +124,7 @@ LABELS: dict[str, str] = {
         (f"length.{side}.p95", f"{side} length, 95th percentile of $|{z}|$"),
         (f"isoscore.{side}", f"{side} IsoScore, 0 to 1"),
         (f"rankme.{side}", f"{side} RankMe, effective directions"),
-        (f"uniformity.{side}", f"{side} uniformity, log-mean kernel, unit vectors"),
+        (f"uniformity.{side}", f"{side} uniformity, log-mean kernel"),
         (f"gradient.{side}.norm", rf"{side} gradient, $|\nabla_{z} L|$"),
         (f"gradient.{side}.radial", f"{side} gradient, norm along ${z}$"),
         (f"gradient.{side}.tangential", f"{side} gradient, norm across ${z}$"),
@@ -521,17 +521,21 @@ def _split_figure(shown: pd.DataFrame, rows: list[str], title: str, note: str) -
             if np.isfinite(sd):
                 axis.plot([total - sd, total + sd], [y, y], color=BLACK, linewidth=1)
         else:
-            axis.text(0.03, y, "logit ≤ 0: no log", va="center", color="#606060")
+            why = axis.annotate(
+                "logit ≤ 0: no log", (0, y), (3, 0), textcoords="offset points", va="center", color="#606060"
+            )
+            why.set_in_layout(False)
     axis.axvline(0, color="#404040", linewidth=0.6)
     _rows_axis(axis, rows, [_factor(np.exp(v)) if np.isfinite(v) else "" for v in table["total"]])
     axis.set_xlabel(title)
-    if not np.isfinite(table["total"]).any():
-        axis.set_xlim(-0.1, 1.5)
-    _even_ticks(axis.xaxis)
     low, high = axis.get_xlim()
-    factors = [f * 10.0**e for e in range(-12, 13) for f in (1, 2, 5)]
-    inside = [f for f in factors if low <= np.log(f) <= high]
-    inside = [f for f in inside if np.log10(f) == round(np.log10(f))] if len(inside) > 7 else inside
+    high = max(high, low + 0.5)  # a growth of nothing is not magnified
+    axis.set_xlim(low, high)
+    _even_ticks(axis.xaxis)
+    for steps, most in (((1, 1.2, 1.5, 2, 3, 5, 8), 4), ((1, 2, 5), 6), ((1,), 6)):
+        inside = [f * 10.0**e for e in range(-12, 13) for f in steps if low <= np.log(f * 10.0**e) <= high]
+        if len(inside) <= most:
+            break
     upper = axis.secondary_xaxis("top")
     upper.set_xticks([np.log(f) for f in inside], [_factor(f) for f in inside])
     upper.set_xlabel("factor")
@@ -569,7 +573,7 @@ def growth_split(attribution: pd.DataFrame, since: float = 1.0) -> Drawn:
     seeds = f"{many} seeds" if few == many else f"{few} to {many} seeds"
     note = "" if many <= 1 else f"bars: mean of {seeds}, line: ± 1 sd of the total"
     start = f"epoch {since:g}" if since else "the start"
-    title = rf"log-growth of positive $q\cdot d/\tau$ since {start} (natural log)"
+    title = rf"growth of $q\cdot d^+/\tau$ since {start} (natural log)"
     return _split_figure(shown.rename(columns={"system": "row"}), systems, title, note), shown
 
 
@@ -592,7 +596,7 @@ def case_log(case: pd.DataFrame) -> Drawn:
 
     drawn = shown.assign(row=[label(row) for row in shown.itertuples()], sd=np.nan)
     note = "the case's own log, one run; lengths and cosine follow from its standard deviations"
-    title = r"log-growth since epoch 1 (natural log)"
+    title = r"growth since epoch 1 (natural log)"
     return _split_figure(drawn, list(dict.fromkeys(drawn["row"])), title, note), shown
 
 

@@ -330,6 +330,13 @@ def test_every_statistic_of_a_training_run_has_a_label():
     assert not set(plots.LABELS) - logged  # and no label is for something that nothing logs
 
 
+def test_every_label_fits_above_a_panel_of_four_a_row():
+    figure, _ = FIGURES["parity"]()
+    for label in plots.LABELS.values():
+        text = figure.text(0, 0, label.replace(", ", "\n", 1), fontsize=7)
+        assert text.get_window_extent().width / figure.dpi < 1.5, label
+
+
 def test_a_users_settings_change_nothing_and_are_left_alone(drawn):
     expected = plots._rendered(drawn["parity"][0], "png", 100)
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "yellow", "savefig.bbox": "tight"}):
@@ -449,6 +456,16 @@ def test_a_part_below_zero_goes_left_and_the_others_right():
         pytest.approx((0, -0.2)), pytest.approx((0, 0.5)), pytest.approx((0.5, 0.9)),
     ]  # fmt: skip
     assert list(shown["seeds"]) == [2] * 4 and list(shown["sd"]) == [0] * 4
+
+
+def test_growth_of_almost_nothing_is_not_magnified_and_no_growth_at_all_is_said(monkeypatch):
+    columns = ["system", "seed", "query", "document", "angle", "total"]
+    rows = [("asym-dot", 0, *[np.nan] * 4), ("asym-cos", 0, 1e-6, 2e-6, -1e-6, 2e-6)]
+    for table in (pd.DataFrame(rows, columns=columns), pd.DataFrame(rows[:1], columns=columns)):
+        figure, _ = plots.growth_split(table)
+        low, high = figure.axes[0].get_xlim()
+        assert low <= 0 < 0.4 < high
+        assert "logit ≤ 0: no log" in [text for text, _, _ in texts_on(figure, monkeypatch)]
 
 
 def test_the_cases_log_shows_that_lengths_carry_the_growth(drawn, monkeypatch):
