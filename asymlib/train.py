@@ -23,8 +23,6 @@ from asymlib.errors import InputError
 from asymlib.files import atomic_path, read_json, sha256_file, write_json
 from asymlib.systems import System, system_from_dict
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults
-
 
 @dataclass(frozen=True)
 class PairVectors:
@@ -167,8 +165,13 @@ class _Stack:
         dim = training.queries.shape[1]
         starts = [heads.start_heads(s.head, s.start, s.sides, dim, seed, s.prediction_weight > 0) for s, seed in runs]
         self.parameters = {name: value.to(device).requires_grad_() for name, value in heads.stack(starts).items()}
-        self.first = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
-        self.second = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        # One group of parameters a run: the slices share memory with the stack, so a step moves the stack itself.
+        slices = [[value.detach()[r].requires_grad_() for value in self.parameters.values()] for r in range(len(runs))]
+        groups = [
+            {"params": part, "lr": system.lr, "weight_decay": system.weight_decay}
+            for part, (system, _) in zip(slices, runs, strict=True)
+        ]
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.orders = [torch.Generator().manual_seed(1_000_003 + seed) for _, seed in runs]
         self.active = torch.ones(len(runs), dtype=torch.bool, device=device)
         self.step = 0
@@ -202,23 +205,13 @@ class _Stack:
         return q, d, scores, same, {"total": total, **terms}
 
     def update(self, gradients: dict[str, Tensor]) -> None:
-        """One AdamW step (Loshchilov & Hutter 2019, Algorithm 2, arXiv:1711.05101) of the runs that are active."""
+        """One torch.optim.AdamW step of the runs that are active, each with its own learning rate and weight decay."""
         self.step += 1
-
-        def shaped(values: Tensor, like: Tensor) -> Tensor:
-            return values.view(-1, *[1] * (like.ndim - 1))
-
-        lr, decay = self.hyper("lr"), self.hyper("weight_decay")
-        correction1, correction2 = 1 - BETA1**self.step, 1 - BETA2**self.step
-        everyone = bool(self.active.all())
-        with torch.no_grad():
-            for name, value in self.parameters.items():
-                gradient, first, second = gradients[name], self.first[name], self.second[name]
-                first.lerp_(gradient, 1 - BETA1)
-                second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-                new = value * shaped(1 - lr * decay, value)
-                new -= shaped(lr / correction1, value) * first / ((second / correction2).sqrt_().add_(EPSILON))
-                value.copy_(new if everyone else torch.where(shaped(self.active, value), new, value))
+        gradients = {name: value.contiguous() for name, value in gradients.items()}  # the fused kernel takes no strides
+        for r, (group, active) in enumerate(zip(self.optimizer.param_groups, self.active.tolist(), strict=True)):
+            for part, gradient in zip(group["params"], gradients.values(), strict=True):
+                part.grad = gradient[r] if active else None  # a parameter without a gradient is left as it is
+        self.optimizer.step()
 
     def clip(self, gradients: dict[str, Tensor]) -> Tensor:
         """Scale each run's gradient to at most its clip_norm; returns the norms before, (R,)."""
