@@ -36,7 +36,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import requests
-from sklearn.feature_extraction.text import HashingVectorizer
 from tqdm.auto import tqdm
 
 from asymlib.errors import InputError, run_command
@@ -521,6 +520,8 @@ def _near_duplicates(docs: list[str], progress: bool = False) -> np.ndarray:
     The sets are hashed three-word shingles of the casefolded words: |A and B| comes from a sparse product of the
     0/1 matrix with itself, |A or B| = |A| + |B| - |A and B|.
     """
+    from sklearn.feature_extraction.text import HashingVectorizer  # seconds to import, and only this function needs it
+
     vectorizer = HashingVectorizer(
         n_features=2**24,
         ngram_range=(3, 3),

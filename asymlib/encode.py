@@ -22,7 +22,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -470,7 +471,8 @@ def _encode(texts: Sequence[str], encoder: Encoder, cache_folder: str | Path, pr
         cache.describe(dim)
         title = f"encode ({Path(config.model).name})"
         with tqdm(total=len(wanted), initial=int(found.sum()), desc=title, unit="text", disable=not progress) as bar:
-            _encode_missing(model, texts, digests, first[~found], config.prompt, vectors, cache, bar)
+            with _full_float32():
+                _encode_missing(model, texts, digests, first[~found], config.prompt, vectors, cache, bar)
         cache.compact()
     repeated = np.flatnonzero(first[inverse] != np.arange(len(texts)))
     vectors[repeated] = vectors[first[inverse[repeated]]]
@@ -553,22 +555,25 @@ def _encode_missing(
             done.clear()
         flushed = time.monotonic()
 
+    def keep(rows: np.ndarray, values: np.ndarray) -> None:
+        bad = ~np.isfinite(values).all(axis=1) | ~values.any(axis=1)
+        vectors[rows] = values
+        done.extend(rows[~bad].tolist())
+        if bad.any():
+            flush()
+            row = int(rows[bad].min())
+            kind = "zero" if np.isfinite(vectors[row]).all() else "not finite"
+            raise InputError(f"texts, row {row}: the encoder's vector is {kind} (text {texts[row]!r:.60})")
+        bar.update(len(rows))
+
     try:
         for start in range(0, len(order), SHARD_TEXTS):
             chunk = order[start : start + SHARD_TEXTS]
-            for places, values in _forward(model, [texts[row] for row in chunk], prompt):
-                rows = chunk[places]
-                bad = ~np.isfinite(values).all(axis=1) | ~values.any(axis=1)
-                vectors[rows] = values
-                done.extend(rows[~bad].tolist())
-                if bad.any():
-                    flush()
-                    row = int(rows[bad].min())
-                    kind = "zero" if np.isfinite(vectors[row]).all() else "not finite"
-                    raise InputError(f"texts, row {row}: the encoder's vector is {kind} (text {texts[row]!r:.60})")
-                bar.update(len(rows))
-                if time.monotonic() - flushed > SHARD_SECONDS:
-                    flush()
+            with contextlib.closing(_forward(model, [texts[row] for row in chunk], prompt)) as batches:
+                for places, values in batches:
+                    keep(chunk[places], values)
+                    if time.monotonic() - flushed > SHARD_SECONDS:
+                        flush()
             flush()
     except KeyboardInterrupt:
         flush()
@@ -578,8 +583,7 @@ def _encode_missing(
 def _forward(model: "SentenceTransformer", texts: list[str], prompt: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (rows, their vectors (n, D) float32) until every text had its turn, in batches of about equal tokens.
 
-    All texts are tokenised at once; a batch takes its rows and drops the columns that are padding in all of them. A
-    batch that does not fit the GPU's memory is tried again at half the budget.
+    All texts are tokenised at once; a batch takes its rows and drops the columns that are padding in all of them.
     """
     import torch
 
@@ -588,53 +592,97 @@ def _forward(model: "SentenceTransformer", texts: list[str], prompt: str) -> Ite
     if mask is None:  # a model without attention (static embeddings, a bag of words): any number fits
         yield np.arange(len(texts)), _vectors(model, features)
         return
-    lengths = mask.sum(dim=1).numpy()
-    order = np.argsort(-lengths, kind="stable")
-    budget = _token_budget(model)
-    start = 0
-    while start < len(order):
-        longest = max(1, int(lengths[order[start]]))
-        rows = order[start : start + max(1, budget // longest)]
+
+    def run(rows: np.ndarray) -> np.ndarray:
         used = mask[rows].any(dim=0)  # (L,) bool
         used[0] |= not used.any()  # texts without a single token keep one column of padding
         batch = {
             name: value[rows][:, used] if isinstance(value, torch.Tensor) and value.shape == mask.shape else value
             for name, value in features.items()
         }
+        return _vectors(model, batch)
+
+    lengths = mask.sum(dim=1).clamp(min=1).numpy()
+    if model.device.type == "cpu":
+        yield from _side_by_side(run, lengths, CPU_TOKENS, torch.get_num_threads())
+    else:
+        yield from _one_after_another(run, lengths, _token_budget(model))
+
+
+def _side_by_side(run: Callable, lengths: np.ndarray, budget: int, workers: int) -> Iterator:
+    """A batch of `budget` tokens on each of `workers` cores: nothing waits for another core inside a layer.
+
+    Splitting every product over the cores instead stalls all of them whenever one is busy with another program.
+    """
+    import torch
+
+    batches = _batches(lengths, budget)
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from zip(batches, pool.map(run, batches), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(workers)
+
+
+def _one_after_another(run: Callable, lengths: np.ndarray, budget: int) -> Iterator:
+    """Batches of `budget` tokens; when one does not fit the memory, the rest is done in batches of half the tokens."""
+    import torch
+
+    waiting = _batches(lengths, budget)
+    while waiting:
+        rows = waiting[0]
         try:
-            values = _vectors(model, batch)
+            values = run(rows)
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
-                raise InputError(
-                    f"{model.device}: not enough memory for one text of {lengths[rows[0]]} tokens"
-                ) from error
-            budget //= 2
+                raise InputError(f"not enough memory for one text of {lengths[rows[0]]} tokens") from error
+            rest = np.concatenate(waiting)
+            waiting = [rest[part] for part in _batches(lengths[rest], int(lengths[rows[0]]) * len(rows) // 2)]
             torch.cuda.empty_cache()
             continue
         yield rows, values
-        start += len(rows)
+        waiting.pop(0)
+
+
+def _batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Rows, longest first, in groups whose count times longest length is at most `budget` (but one row at least)."""
+    order = np.argsort(-lengths, kind="stable")
+    groups, start = [], 0
+    while start < len(order):
+        size = max(1, budget // int(lengths[order[start]]))
+        groups.append(order[start : start + size])
+        start += size
+    return groups
 
 
 def _vectors(model: "SentenceTransformer", features: dict) -> np.ndarray:
-    """One forward pass. In float32 all of it is float32: TF32 is off, so a GPU agrees with a CPU."""
+    """One forward pass: (n, D) float32."""
+    import torch
+
+    with torch.inference_mode():
+        placed = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
+        return model(placed)["sentence_embedding"].float().cpu().numpy()
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """No TF32 or bfloat16 inside a float32 product, so that a GPU agrees with a CPU."""
     import torch
 
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.inference_mode():
-            placed = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
-            return model(placed)["sentence_embedding"].float().cpu().numpy()
+        yield
     finally:
         torch.set_float32_matmul_precision(precision)
 
 
 def _token_budget(model: "SentenceTransformer") -> int:
-    """Tokens a batch, padding included: what is fast on a CPU, what a third of the free memory holds on CUDA."""
+    """Tokens a batch, padding included, that a third of the free memory of a GPU holds."""
     import torch
 
-    if model.device.type != "cuda":
-        return CPU_TOKENS
     config = getattr(getattr(model[0], "auto_model", None), "config", None)
     hidden, heads = getattr(config, "hidden_size", 1024), getattr(config, "num_attention_heads", 16)
     # float32 bytes a token: about 12 activations of the hidden size, and 3 rows of attention scores a head

@@ -24,7 +24,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from asymlib.errors import InputError
 from asymlib.files import atomic_path
@@ -333,7 +333,7 @@ def _over_seeds(rows: pd.DataFrame, keys: list[str], band: str) -> pd.DataFrame:
         low, high = values.min(), values.max()
     elif band == "t":
         seeds = values.count()
-        half = values.std() * student.ppf(0.975, seeds - 1) / np.sqrt(seeds)
+        half = values.std() * stdtrit(seeds - 1, 0.975) / np.sqrt(seeds)
         low, high = values.mean() - half, values.mean() + half
     else:
         raise InputError(f"band {band!r}: expected 'range' (of the seeds) or 't' (95 % t-interval of the mean)")

@@ -170,6 +170,7 @@ def facts(results_folder: str | Path) -> dict[str, Any]:
     matrix = results.read_table(folder, "similarity_matrix.csv")
     contrasts = results.read_table(folder, "contrasts.csv").set_index(["a", "b"])
     against = contrasts.loc[("asym-dot", "asym-cos")].rename({"mean_a": "a", "mean_b": "b"}).to_dict()
+    recipes = results.read_table(folder, "recipes.csv").to_dict("records")
     trajectory = results.read_table(folder, "trajectory.csv").set_index(["system", "epoch"])
     origin = results.read_origin(folder, "systems.csv")
     one_sided, rivals = zero["mean"], zero.loc[["asym-dot", "asym-cos"], "mean"].max()
@@ -187,7 +188,7 @@ def facts(results_folder: str | Path) -> dict[str, Any]:
             track: part.sort_values("mean", ascending=False) for track, part in average.groupby("track", sort=False)
         },
         "zero": zero,
-        "recipes": {name: SYSTEMS[name].to_dict() for name in zero.index if name in SYSTEMS},
+        "recipes": recipes,
         "growth": attribution.groupby("system")[["query", "document", "angle", "total", "length_share"]].mean(),
         "trajectory": trajectory,
         "case": magnitude.case_arithmetic().set_index("epoch"),

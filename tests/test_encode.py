@@ -170,24 +170,40 @@ def test_half_precision_is_another_address_and_float32_out(tmp_path, config):
     assert cosine.min() > 0.99
 
 
-def test_out_of_memory_halves_the_batch(tmp_path, config, monkeypatch):
-    texts = some_texts(40)
-    expected = encode(texts, config, tmp_path / "a", progress=False)
-    original, sizes = module._vectors, []
+def test_out_of_memory_halves_the_batch():
+    lengths = np.random.default_rng(0).integers(1, 33, 50)
+    sizes = []
 
-    def limited(model, features):
-        sizes.append(len(features["input_ids"]))
-        if sizes[-1] > 6:
+    def run(rows, most=100):
+        sizes.append(int(lengths[rows].max() * len(rows)))
+        if sizes[-1] > most:
             raise torch.OutOfMemoryError("too large")
-        return original(model, features)
+        return lengths[rows] * 2.0
 
-    monkeypatch.setattr(module, "_vectors", limited)
-    np.testing.assert_allclose(encode(texts, config, tmp_path / "b", progress=False), expected, atol=1e-5)
-    assert sizes[0] > 6 and sizes[-1] <= 6
-
-    monkeypatch.setattr(module, "_vectors", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
+    batches = list(module._one_after_another(run, lengths, 1000))
+    assert sorted(np.concatenate([rows for rows, _ in batches])) == list(range(50))
+    assert all((values == lengths[rows] * 2.0).all() for rows, values in batches)
+    assert sizes[0] > 800 and sum(size > 100 for size in sizes) == 4  # 1,000, 500, 250 and 125 do not fit, 62 does
     with pytest.raises(InputError, match="not enough memory for one text of 32 tokens"):
-        encode(texts, config, tmp_path / "c", progress=False)
+        list(module._one_after_another(lambda rows: run(rows, most=0), lengths, 1000))
+
+
+def test_batches_run_side_by_side_come_back_in_order_and_leave_the_threads_as_they_were(small_model):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        lengths = np.array([5, 9, 2, 9, 1, 7])
+        run = lambda rows: (rows * 10, torch.get_num_threads())  # noqa: E731
+        batches = list(module._side_by_side(run, lengths, 18, 3))
+        # longest first, count times longest at most 18: 9 + 9, then 7 + 5, then 2 + 1
+        assert [rows.tolist() for rows, _ in batches] == [[1, 3], [5, 0], [2, 4]]
+        assert all((values == rows * 10).all() and inside == 1 for rows, (values, inside) in batches)
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError):
+            list(module._side_by_side(lambda rows: 1 // 0, lengths, 18, 3))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
@@ -351,22 +367,22 @@ def test_two_processes_at_once(tmp_path, small_model):
 def test_ctrl_c_keeps_what_was_encoded(tmp_path, config, monkeypatch, forwarded):
     monkeypatch.setattr(module, "SHARD_TEXTS", 20)
     monkeypatch.setattr(module, "CPU_TOKENS", 32 * 4)
-    counting = module._vectors
 
-    def interrupted(model, features):
-        if sum(forwarded) >= 50:
-            raise KeyboardInterrupt
-        return counting(model, features)
+    class Interrupted(module.tqdm):
+        def update(self, count):
+            super().update(count)
+            if self.n >= 50:
+                raise KeyboardInterrupt
 
-    texts = some_texts(110)
-    monkeypatch.setattr(module, "_vectors", interrupted)
+    texts, bar = some_texts(110), module.tqdm
+    monkeypatch.setattr(module, "tqdm", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        encode(texts, config, tmp_path, progress=False)
-    kept = sum(forwarded)
-    assert 50 <= kept < 60
-    assert sum(json.loads(path.read_text())["rows"] for path in shards(tmp_path)) == kept
+        encode(texts, config, tmp_path)
+    kept = sum(json.loads(path.read_text())["rows"] for path in shards(tmp_path))
+    assert 50 <= kept < 60 and kept % 20  # two whole shards and what the third had
+    assert not list(tmp_path.glob("*/.*"))
     forwarded.clear()
-    monkeypatch.setattr(module, "_vectors", counting)
+    monkeypatch.setattr(module, "tqdm", bar)
     vectors = encode(texts, config, tmp_path, progress=False)
     assert sum(forwarded) == 110 - kept
     np.testing.assert_allclose(vectors, plain(config.model, texts, 32), atol=1e-5)
