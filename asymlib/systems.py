@@ -23,7 +23,7 @@ class System:
     isotropy_weight: float = 1.0
     prediction_weight: float = 0.0
     recovery_weight: float = 0.0
-    lr: float = 5e-3  # AdamW
+    lr: float = 1e-2  # AdamW
     weight_decay: float = 0.01  # AdamW, decoupled
     batch_size: int = 64
     epochs: int = 3
@@ -96,7 +96,9 @@ def system_from_dict(values: dict[str, Any]) -> System:
     return System(**values)
 
 
-# The failure: the setting whose log is closest to the case's (mean squared off-diagonal cosine cannot ask for length).
+# The failure. Mean squared off-diagonal cosine cannot itself ask for length. Of the learning rates 5e-3, 7e-3 and 1e-2, 1e-2
+# gives the log that is closest to the case's on the embedded collection (positive logit in training 50, 84, 123 against
+# 32, 88, 164); nDCG played no part in the choice. On pairs from SQuAD and NQ, 5e-3 comes closest.
 ASYM_DOT = System("asym-dot", similarity="dot")
 # Our fix: start at the baseline, learn angles only, move slowly, and use a term on the covariance's shape.
 IDENTITY = System("asym-cos-identity", start="identity", isotropy="covariance", isotropy_weight=0.05, lr=1e-4)

@@ -24,7 +24,7 @@ def test_every_designed_recipe_is_present_under_its_own_name():
 def test_the_failure_is_the_setting_whose_log_is_closest_to_the_cases():
     expected = {
         "head": "linear", "start": "random", "sides": "both", "similarity": "dot", "temperature": 0.05, "isotropy": "cosine",
-        "isotropy_weight": 1.0, "prediction_weight": 0.0, "recovery_weight": 0.0, "lr": 5e-3, "batch_size": 64, "epochs": 3,
+        "isotropy_weight": 1.0, "prediction_weight": 0.0, "recovery_weight": 0.0, "lr": 1e-2, "batch_size": 64, "epochs": 3,
     }  # fmt: skip
     found = get_system("asym-dot").to_dict()
     assert {name: found[name] for name in expected} == expected
