@@ -175,10 +175,13 @@ class _Stack:
         self.orders = [torch.Generator().manual_seed(1_000_003 + seed) for _, seed in runs]
         self.active = torch.ones(len(runs), dtype=torch.bool, device=device)
         self.step = 0
+        self.hypers: dict[str, Tensor] = {}
 
     def hyper(self, name: str) -> Tensor:
         """One field of every run's system, as an (R,) tensor."""
-        return torch.tensor([getattr(system, name) for system, _ in self.runs], device=self.device)
+        if name not in self.hypers:
+            self.hypers[name] = torch.tensor([getattr(system, name) for system, _ in self.runs], device=self.device)
+        return self.hypers[name]
 
     def forward(
         self, x_q: Tensor, x_d: Tensor, passage: Tensor
@@ -207,7 +210,6 @@ class _Stack:
     def update(self, gradients: dict[str, Tensor]) -> None:
         """One torch.optim.AdamW step of the runs that are active, each with its own learning rate and weight decay."""
         self.step += 1
-        gradients = {name: value.contiguous() for name, value in gradients.items()}  # the fused kernel takes no strides
         for r, (group, active) in enumerate(zip(self.optimizer.param_groups, self.active.tolist(), strict=True)):
             for part, gradient in zip(group["params"], gradients.values(), strict=True):
                 part.grad = gradient[r] if active else None  # a parameter without a gradient is left as it is
@@ -215,7 +217,8 @@ class _Stack:
 
     def clip(self, gradients: dict[str, Tensor]) -> Tensor:
         """Scale each run's gradient to at most its clip_norm; returns the norms before, (R,)."""
-        norm = torch.stack([g.flatten(1).float().square().sum(1) for g in gradients.values()]).sum(0).sqrt()
+        norms = [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients.values()]
+        norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
         limit = self.hyper("clip_norm")
         if bool((limit > 0).any()):
             scale = torch.where(limit > 0, (limit / (norm + 1e-6)).clamp_max(1.0), 1.0)
@@ -275,7 +278,8 @@ class _Stack:
                 wanted = [*self.parameters.values(), *embeddings]
                 # Rows of the total loss are independent, so the gradient of their sum is every run's own gradient.
                 found = torch.autograd.grad(forward[-1]["total"].sum(), wanted)
-                gradients = dict(zip(self.parameters, found, strict=False))
+                # contiguous: the gradient of weight.mT comes transposed, and the fused kernel takes no strides
+                gradients = {name: part.contiguous() for name, part in zip(self.parameters, found, strict=False)}
                 norm = self.clip(gradients)
                 finite = torch.isfinite(norm) & torch.isfinite(forward[-1]["total"])
                 diverged = torch.where(self.active & ~finite, self.step, diverged)
