@@ -151,6 +151,12 @@ def lesson_same(matrix: pd.DataFrame) -> dict[str, Any]:
     return {"verdict": verdict, "rows": rows}
 
 
+def _chosen(ablations: pd.DataFrame) -> dict[str, Any]:
+    """The cell of the grid that validation alone would choose, among cosine runs: losses of other similarities differ in scale."""
+    cosine = ablations[ablations["similarity"] == "cosine"]
+    return cosine.loc[cosine["validation_loss"].idxmin()].to_dict()
+
+
 def _optional(folder: Path, name: str) -> pd.DataFrame | None:
     return results.read_table(folder, name) if (folder / name).exists() else None
 
@@ -189,6 +195,9 @@ def facts(results_folder: str | Path) -> dict[str, Any]:
         },
         "zero": zero,
         "recipes": recipes,
+        "checkpoints": results.read_table(folder, "checkpoints.csv").set_index("system"),
+        "contrasts": contrasts,
+        "chosen": None if ablations is None else _chosen(ablations),
         "growth": attribution.groupby("system")[["query", "document", "angle", "total", "length_share"]].mean(),
         "trajectory": trajectory,
         "case": magnitude.case_arithmetic().set_index("epoch"),
