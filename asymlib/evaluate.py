@@ -56,7 +56,7 @@ def search(
     pages are given back, so memory does not grow with N.
     tie_rank: (N,) integers, all different; among equal scores the larger one comes first. None: the earlier row first.
     exclude: (Q,) the row of one document that is no result for this query, -1 for none.
-    doc_chunk, query_chunk: rows scored at a time (None: 8,192 on a CPU, 131,072 elsewhere). device: None is the CPU.
+    doc_chunk, query_chunk: rows scored at a time (None: default_chunk). device: None is the CPU.
     Returns scores (Q, k) float32 and rows (Q, k) int64, best first; if there are fewer than k documents the rest is -inf, -1.
     InputError: another dimension, a NaN, infinite or zero vector where a length is divided by, naming side and row.
 
@@ -64,11 +64,11 @@ def search(
     far. What does reach it becomes one integer, the score's bits above the tie rank's, so that sorting integers sorts both.
     """
     device = torch.device(device or "cpu")
-    doc_chunk = doc_chunk or (8192 if device.type == "cpu" else 131072)
     opened = isinstance(docs, str | PathLike)
     if opened:
         docs = _open(docs)
     q_np, docs = np.asarray(queries), docs if isinstance(docs, np.memmap) else np.asarray(docs)
+    doc_chunk = default_chunk(min(len(q_np), query_chunk), device) if doc_chunk is None else doc_chunk
     _check_search(q_np, docs, k, similarity, doc_chunk, query_chunk)
     n_docs, rank, row_of = len(docs), *_ranks(tie_rank, len(docs))
     out_of = _excluded(exclude, len(q_np), n_docs)
@@ -107,6 +107,13 @@ def search(
     missing = (keys == _NOTHING).numpy()
     scores[missing], rows[missing] = -np.inf, -1
     return scores, rows
+
+
+def default_chunk(n_queries: int, device: str | torch.device = "cpu") -> int:
+    """Documents to score at a time: few enough for the scores to take 128 MiB (CUDA: 1 GiB), enough to keep threads busy."""
+    if torch.device(device).type == "cpu":
+        return min(max(2**25 // max(n_queries, 1), 8192), 65536)
+    return min(max(2**28 // max(n_queries, 1), 65536), 2**20)
 
 
 class _Best:
