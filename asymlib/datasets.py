@@ -44,6 +44,17 @@ from asymlib.files import read_json, sha256_file, write_json, write_text
 DATA_VARIABLE = "ASYMLIB_DATA"
 
 
+# nDCG@10 of frozen encoders on BEIR test sets, from the result files of the MTEB leaderboard (title + " " + text).
+PUBLISHED_NDCG = {
+    "all-MiniLM-L6-v2": {
+        "scifact": 0.64508, "nfcorpus": 0.31594, "arguana": 0.50167, "fiqa": 0.36867, "scidocs": 0.21641, "trec-covid": 0.47232,
+    },
+    "all-mpnet-base-v2": {
+        "scifact": 0.6557, "nfcorpus": 0.33289, "arguana": 0.46521, "fiqa": 0.49963, "scidocs": 0.23765, "trec-covid": 0.51326,
+    },
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Collection:
     """A retrieval test collection.
