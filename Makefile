@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: reproduce test lab lint bench clean-results help
+.PHONY: reproduce real test lab lint bench help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,6 +19,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 reproduce: $(VENV)/.installed  ## the main job: data, training, diagnosis, evaluation, ablation, write-up
 	$(BIN)/python -m asymlib.batch notebooks/reproduce.yaml --jobs $(JOBS) --resume
+
+real: $(VENV)/.installed       ## the same on real collections, zero-shot: ASYMLIB_DATA=folder make real
+	@test -n "$(ASYMLIB_DATA)" || { echo "set ASYMLIB_DATA to a folder with beir/ and pairs/ (see the README)"; exit 2; }
+	$(BIN)/python -m asymlib.batch notebooks/real.yaml --jobs $(JOBS) --resume
 
 test: $(VENV)/.installed       ## every test that needs no network, GPU or external data
 	$(BIN)/python -m pytest -q

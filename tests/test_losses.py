@@ -88,7 +88,7 @@ def test_lengths_neither_underflow_nor_overflow_and_a_zero_row_stays_zero():
     assert torch.isfinite(gradient_of(lambda x: losses.normalize(x).sum(), z)).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(seed=seeds, factor=st.floats(1e-3, 1e3).filter(lambda x: abs(math.log(x)) > 0.01))
 def test_scaling_the_query_changes_dot_and_never_cosine(seed, factor):
     q, d = draw(4, 8, seed=seed, dtype=torch.float64), draw(5, 8, seed=seed + 1, dtype=torch.float64)
@@ -169,7 +169,7 @@ def test_the_floor_of_cosine_info_nce_is_reached_by_the_simplex(scale, nats):
     assert float(reached) == pytest.approx(losses.info_nce_floor(64, scale), rel=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     seed=seeds, batch=st.integers(2, 12), scale=st.floats(0.5, 20), noise=st.floats(0, 1), factor=st.floats(0.1, 1e4)
 )
@@ -177,7 +177,9 @@ def test_cosine_info_nce_never_undercuts_its_floor_and_dot_does(seed, batch, sca
     q = factor * (simplex(batch) + noise * draw(batch, batch, seed=seed, dtype=torch.float64))
     d = factor * (simplex(batch) + noise * draw(batch, batch, seed=seed + 1, dtype=torch.float64))
     floor = losses.info_nce_floor(batch, scale)
-    assert float(losses.info_nce(losses.score_matrix(q, d, "cosine"), 1 / scale)) >= floor * (1 - 1e-9) - 1e-15
+    assert (
+        float(losses.info_nce(losses.score_matrix(q, d, "cosine"), 1 / scale)) >= floor * (1 - 1e-9) - 1e-13
+    )  # rounding of float64
     longer = 2 * simplex(batch)  # the same directions at length 2: dot sees four times the scale and falls below
     assert float(losses.info_nce(losses.score_matrix(longer, longer, "dot"), 1 / scale)) < max(floor, 1e-12)
 
@@ -260,7 +262,7 @@ def test_isotropy_terms_equal_slow_loops():
     assert float(losses.variance_hinge(z)) == pytest.approx(sum(hinge) / 4, rel=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(seed=seeds, factor=st.floats(1e-3, 1e3))
 def test_what_each_isotropy_term_sees_of_length(seed, factor):
     z = draw(6, 5, seed=seed, dtype=torch.float64)
@@ -345,7 +347,7 @@ def test_every_term_and_its_gradient_are_finite_at_extreme_lengths(name, query_s
 ANGLE_ONLY = ("info_nce-cosine", "isotropy-cosine", "isotropy-uniformity", "prediction")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(seed=seeds, scale=st.floats(1e-2, 1e2), name=st.sampled_from(ANGLE_ONLY))
 def test_the_gradient_of_a_cosine_loss_is_orthogonal_to_the_embedding(seed, scale, name):
     q, d = scale * draw(6, 8, seed=seed, dtype=torch.float64), draw(6, 8, seed=seed + 1, dtype=torch.float64)

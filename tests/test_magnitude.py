@@ -140,7 +140,7 @@ def test_a_batch_of_one_passage_is_right_and_has_no_negatives():
     assert float(rows["accuracy"]) == 1 and float(rows["similarity.negative.logit"]) == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**31 - 1), factor=st.floats(0.01, 100))
 def test_longer_embeddings_raise_the_logit_and_lower_the_effective_temperature_but_leave_the_cosine(seed, factor):
     q, d = draw(1, 1, 6, 5, seed=seed).double(), draw(1, 1, 6, 5, seed=seed + 1).double()
@@ -253,7 +253,7 @@ def test_attribution_by_hand():
     assert found == pytest.approx(expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**31 - 1), q_factor=st.floats(0.1, 10), d_factor=st.floats(0.1, 10), tau=st.floats(0.01, 10)
 )
