@@ -140,6 +140,13 @@ def test_a_batch_of_one_passage_is_right_and_has_no_negatives():
     assert float(rows["accuracy"]) == 1 and float(rows["similarity.negative.logit"]) == 0
 
 
+def test_a_tie_with_a_negative_is_not_a_hit():
+    collapsed = torch.ones(1, 1, 4, 3)
+    scores = losses.score_matrix(collapsed, collapsed, "dot")
+    rows = magnitude.statistics(collapsed, collapsed, scores, torch.eye(4, dtype=torch.bool)[None, None], torch.ones(1))
+    assert float(rows["accuracy"]) == 0  # a head that maps every text to one point has learned nothing
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**31 - 1), factor=st.floats(0.01, 100))
 def test_longer_embeddings_raise_the_logit_and_lower_the_effective_temperature_but_leave_the_cosine(seed, factor):
@@ -441,6 +448,20 @@ def test_a_history_gives_one_row_a_run_epoch_and_rule():
         [2, 0.0, "positive-cosine"], [2, 1.0, "std-query-growing"], [2, 2.0, "loss-rising"],
     ]  # fmt: skip
     assert magnitude.alarm(good).columns.tolist() == found.columns.tolist() and magnitude.alarm(good).empty
+
+
+def test_a_history_judges_length_from_the_row_half_way():
+    # epochs 0 to 4: lengths double at first together with the angle, then the angle stands still while they grow 1.3 times
+    turned = [row(1, 1, 1), row(16, 2, 2), row(16, 2, 2), row(16, 2, 2), row(16 * 1.69, 2.6, 2.6)]
+    held = [row(1, 1, 1), row(4, 2, 2), row(4, 2, 2), row(4, 2, 2), row(4, 2, 2)]
+    history = pd.concat([long(rows, seed=seed) for seed, rows in enumerate((turned, held))])
+    losses_too = long([pd.Series({"loss.contrastive": 1.0})] * 5)
+    history = pd.concat([history, losses_too, losses_too.assign(seed=1)])
+    found = magnitude.alarm(history)
+    # seed 0: at epoch 4 against epoch 2; seed 1: at epoch 1 against epoch 0, and no more once half-way is past the growth
+    assert found[["seed", "epoch", "rule"]].to_numpy().tolist() == [
+        [0, 4.0, "length-without-angle"], [1, 1.0, "length-without-angle"],
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------- the alarm in any training loop

@@ -225,9 +225,11 @@ def test_early_stopping_stops_the_run_whose_validation_loss_rises_and_no_other()
 
 
 def test_the_best_epoch_is_the_lowest_validation_loss_and_its_parameters_are_kept():
-    runs = [(WILD.with_changes(name=f"w{lr}", lr=lr), 0) for lr in (1.0, 0.3, 1e-3)]
+    runs = [(WILD.with_changes(name=f"w{lr}", lr=lr, epochs=5), 0) for lr in (1.0, 0.3, 1e-3)]
     results = fit(*runs)
     assert len({result.best_epoch for result in results}) > 1
+    up_and_down = results[1].validation_loss[results[1].best_epoch :]
+    assert min(np.diff(up_and_down)) < 0  # it falls again after its best epoch, though not as low
     for (system, seed), result in zip(runs, results, strict=True):
         assert result.best_epoch == 1 + int(np.argmin(result.validation_loss[1:]))
         until = fit((system.with_changes(epochs=result.best_epoch), seed))[0]
@@ -274,6 +276,12 @@ def test_the_observer_sees_every_epoch_every_log_step_and_the_right_shapes():
         total = shown.losses["contrastive"] + SMALL.isotropy_weight * shown.losses["isotropy"]
         torch.testing.assert_close(shown.losses["total"], total)
         assert bool(shown.gradients) == (shown.split == "train")
+
+
+def test_validation_takes_whole_blocks_in_the_order_given():
+    forty = pair_vectors(40, seed=1)
+    first = train.PairVectors(forty.queries[:32], forty.documents[:32], forty.passage[:32])
+    assert fit((SMALL, 0), validation=forty)[0].validation_loss == fit((SMALL, 0), validation=first)[0].validation_loss
 
 
 def test_the_gradients_shown_are_those_of_the_total_loss():
