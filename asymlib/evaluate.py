@@ -13,7 +13,9 @@ import itertools
 import math
 import mmap
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -56,19 +58,20 @@ def search(
     pages are given back, so memory does not grow with N.
     tie_rank: (N,) integers, all different; among equal scores the larger one comes first. None: the earlier row first.
     exclude: (Q,) the row of one document that is no result for this query, -1 for none.
-    doc_chunk, query_chunk: rows scored at a time (None: default_chunk). device: None is the CPU.
+    doc_chunk, query_chunk: rows scored at a time (None: 8,192 on a CPU, 262,144 elsewhere). device: None is the CPU.
     Returns scores (Q, k) float32 and rows (Q, k) int64, best first; if there are fewer than k documents the rest is -inf, -1.
     InputError: another dimension, a NaN, infinite or zero vector where a length is divided by, naming side and row.
 
     Each chunk is one matrix product; a block of 16 rows is looked at only where its maximum reaches the k-th best score so
     far. What does reach it becomes one integer, the score's bits above the tie rank's, so that sorting integers sorts both.
+    On a CPU each of torch's threads takes whole chunks, rather than all of them a share of every small step.
     """
     device = torch.device(device or "cpu")
     opened = isinstance(docs, str | PathLike)
     if opened:
         docs = _open(docs)
     q_np, docs = np.asarray(queries), docs if isinstance(docs, np.memmap) else np.asarray(docs)
-    doc_chunk = default_chunk(min(len(q_np), query_chunk), device) if doc_chunk is None else doc_chunk
+    doc_chunk = (8192 if device.type == "cpu" else 262_144) if doc_chunk is None else doc_chunk
     _check_search(q_np, docs, k, similarity, doc_chunk, query_chunk)
     n_docs, rank, row_of = len(docs), *_ranks(tie_rank, len(docs))
     out_of = _excluded(exclude, len(q_np), n_docs)
@@ -78,9 +81,16 @@ def search(
     if similarity in ("cosine", "qnorm"):
         q = q / q_length[:, None]
     parts = [_Best(q[i : i + query_chunk], k) for i in range(0, len(q), query_chunk)]
-    flat = torch.empty(-(-min(doc_chunk, n_docs) // BLOCK) * BLOCK * min(query_chunk, len(q)), device=device)
+    starts = range(0, n_docs, doc_chunk)
+    buffers = threading.local()
+    mapped = (
+        getattr(docs, "_mmap", None) if opened or getattr(docs, "mode", None) != "c" else None
+    )  # "c": may hold changes
 
-    for start in range(0, n_docs, doc_chunk):
+    def score(start: int) -> None:
+        if not hasattr(buffers, "flat"):
+            rows = -(-min(doc_chunk, n_docs) // BLOCK) * BLOCK
+            buffers.flat = torch.empty(rows * min(query_chunk, len(q)), device=device)
         d = torch.from_numpy(np.require(docs[start : start + doc_chunk], np.float32, ["C", "W"])).to(device)
         length = _lengths(d, "docs", start, similarity in ("cosine", "dnorm"), similarity)
         if similarity in ("cosine", "dnorm"):
@@ -89,7 +99,9 @@ def search(
         for i, best in enumerate(parts):
             n, b = len(d), len(best.q)
             blocks = -(-n // BLOCK)
-            scores = flat[: blocks * BLOCK * b].view(blocks * BLOCK, b)  # (rows, queries): maxima run along memory
+            scores = buffers.flat[: blocks * BLOCK * b].view(
+                blocks * BLOCK, b
+            )  # (rows, queries): maxima run along memory
             scores[n:] = -torch.inf
             torch.mm(d, best.q.T, out=scores[:n])
             if similarity == "euclidean":  # -|q - d|^2 = 2 q.d - |d|^2 - |q|^2
@@ -98,9 +110,10 @@ def search(
             inside = np.flatnonzero((hide >= 0) & (hide < n))
             scores[torch.from_numpy(hide[inside]).to(device), torch.from_numpy(inside).to(device)] = -torch.inf
             best.add(scores, chunk_rank)
-        if isinstance(docs, np.memmap) and (opened or docs.mode != "c"):  # "c" of a caller: pages may hold changes
-            docs._mmap.madvise(mmap.MADV_DONTNEED)  # read pages would stay in this process's memory
+        if mapped is not None:
+            mapped.madvise(mmap.MADV_DONTNEED)  # read pages would stay in this process's memory
 
+    _in_threads(score, starts, min(torch.get_num_threads(), len(starts), 16) if device.type == "cpu" else 1)
     keys = torch.cat([best.keys() for best in parts]).cpu()  # (Q, k), best first
     scores, rows = _unpack(keys)
     scores, rows = scores.numpy(), row_of[rows.numpy()]
@@ -109,11 +122,22 @@ def search(
     return scores, rows
 
 
-def default_chunk(n_queries: int, device: str | torch.device = "cpu") -> int:
-    """Documents to score at a time: few enough for the scores to take 128 MiB (CUDA: 1 GiB), enough to keep threads busy."""
-    if torch.device(device).type == "cpu":
-        return min(max(2**25 // max(n_queries, 1), 8192), 65536)
-    return min(max(2**28 // max(n_queries, 1), 65536), 2**20)
+def _in_threads(work: Callable[[int], None], items: Sequence[int], count: int) -> None:
+    """work(item) for each item on count threads, in each of which torch has one thread; the first item's error is raised."""
+    if count < 2:
+        for item in items:
+            work(item)
+        return
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        count, initializer=torch.set_num_threads, initargs=(1,)
+    )  # sets the calling thread's number
+    try:
+        for _ in pool.map(work, items):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # what threads of the future start with
 
 
 class _Best:
@@ -124,27 +148,30 @@ class _Best:
         self.threshold: torch.Tensor | None = None  # (B,) a lower bound of the k-th best score
         self.best = torch.full((len(q), k), _NOTHING, device=q.device)  # (B, k) as of the last reduction
         self.found: list[tuple[torch.Tensor, torch.Tensor]] = []  # (query, key) of candidates
-        self.waiting = 0
+        self.waiting, self.lock = 0, threading.Lock()
 
     def add(self, scores: torch.Tensor, rank: torch.Tensor) -> None:
         """scores: (blocks * BLOCK, B), -inf where there is no document; rank: (n,) tie rank of the rows."""
         b = scores.shape[1]
-        if self.threshold is None:
-            self.threshold = torch.full((b,), -torch.inf, device=scores.device)
+        threshold = self.threshold
+        if threshold is None:
+            threshold = torch.full((b,), -torch.inf, device=scores.device)
             if len(scores) >= self.k:
-                self.threshold = scores.topk(self.k, dim=0).values[-1]
+                threshold = scores.topk(self.k, dim=0).values[-1]
         blocked = scores.view(-1, BLOCK, b)
-        block, query = (blocked.amax(1) >= self.threshold).nonzero(as_tuple=True)  # (P,)
+        block, query = (blocked.amax(1) >= threshold).nonzero(as_tuple=True)  # (P,)
         values = blocked[block, :, query]  # (P, BLOCK)
-        pair, inner = ((values >= self.threshold[query, None]) & (values > -torch.inf)).nonzero(as_tuple=True)
+        pair, inner = ((values >= threshold[query, None]) & (values > -torch.inf)).nonzero(as_tuple=True)
         key = _pack(values[pair, inner], rank[block[pair] * BLOCK + inner])
         query = query[pair]
         enters = key > self.best[query, -1]  # of equal scores, only those that win the tie
-        if enters.any():
-            self.found.append((query[enters], key[enters]))
-            self.waiting += len(self.found[-1][0])
-        if self.waiting > b * self.k:
-            self._reduce()
+        with self.lock:
+            self.threshold = threshold if self.threshold is None else self.threshold
+            if enters.any():
+                self.found.append((query[enters], key[enters]))
+                self.waiting += len(self.found[-1][0])
+            if self.waiting > b * self.k:
+                self._reduce()
 
     def _reduce(self) -> None:
         """Keep each query's k largest keys, sorted; its threshold becomes the k-th score."""

@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from asymlib.evaluate import default_chunk, search
+from asymlib.evaluate import search
 
 DIMENSIONS = 384
+CHUNK = 8192  # as search's default
 
 
 def queries(count: int) -> np.ndarray:
@@ -47,10 +48,9 @@ def write_docs(path: Path, count: int) -> None:
 def bare_product(docs: np.ndarray, q: np.ndarray) -> None:
     """Every score, chunk by chunk, each thrown away by the next."""
     d, columns = torch.from_numpy(docs), torch.from_numpy(q).T
-    rows = default_chunk(len(q))
-    buffer = torch.empty(rows, len(q))
-    for start in range(0, len(d), rows):
-        chunk = d[start : start + rows]
+    buffer = torch.empty(CHUNK, len(q))
+    for start in range(0, len(d), CHUNK):
+        chunk = d[start : start + CHUNK]
         torch.mm(chunk, columns, out=buffer[: len(chunk)])
 
 

@@ -91,6 +91,24 @@ def test_the_threshold_of_many_chunks_loses_nothing():
     np.testing.assert_array_equal(whole[1][0], order[:50])
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_threads_change_neither_the_result_nor_torch(threads):
+    rng = np.random.default_rng(7)
+    q, d = signs(rng, 20, 16), signs(rng, 5000, 16)
+    expected, before = search(q, d, 50, "dot", doc_chunk=5000), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(5):
+            for found, wanted in zip(search(q, d, 50, "dot", doc_chunk=64, query_chunk=7), expected, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+            assert torch.get_num_threads() == threads
+        with pytest.raises(InputError, match="docs row 130: holds NaN"):  # the first of several
+            search(q, with_row(with_row(d, 4000, np.nan), 130, np.nan), 5, "dot", doc_chunk=64)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_all_documents_equal_gives_them_in_tie_order():
     d, tie_rank = np.ones((1000, 3)), np.random.default_rng(0).permutation(1000)
     scores, rows = search(np.ones((2, 3)), d, 5, "dot", tie_rank, doc_chunk=64)
