@@ -135,10 +135,8 @@ class Recorder:
 
     def __call__(self, shown: Snapshot) -> None:
         rows = {f"loss.{name}": value for name, value in shown.losses.items()}
-        validation = shown.split == "validation"
-        rows |= statistics(
-            shown.query, shown.document, shown.scores, shown.same, shown.temperature, spectrum=validation
-        )
+        spectrum = shown.split != "train"
+        rows |= statistics(shown.query, shown.document, shown.scores, shown.same, shown.temperature, spectrum)
         for side, z in (("query", shown.query), ("document", shown.document)):
             if side in shown.gradients:
                 gradient = shown.gradients[side]
@@ -345,6 +343,23 @@ def alarm(history: pd.DataFrame, split: str = "validation", limits: Limits | Non
             for warning in check(run.iloc[0], run.iloc[i], run.iloc[i // 2], None if math.isnan(low) else low, limits):
                 rows.append({"system": system, "seed": seed, **vars(warning)})
     return pd.DataFrame(rows, columns=["system", "seed", "epoch", "rule", "message", "value", "expected"])
+
+
+def rules_in_training(warnings: pd.DataFrame, seeds: int) -> dict[str, list[str]]:
+    """The rules that most of a system's seeds raised during training and that the same seed's untrained start had not raised.
+
+    warnings: as alarm() returns them. seeds: runs a system. A system without such a rule has no entry.
+    """
+    keys = ["system", "seed", "rule"]
+    at_start = set(warnings.loc[warnings["epoch"] == 0, keys].itertuples(index=False, name=None))
+    later = warnings.loc[warnings["epoch"] > 0, keys].drop_duplicates()
+    new = later[[row not in at_start for row in later.itertuples(index=False, name=None)]]
+    counts = new.groupby(["system", "rule"])["seed"].nunique()
+    rules: dict[str, list[str]] = {}
+    for (system, rule), count in counts.items():
+        if count > seeds / 2:
+            rules.setdefault(system, []).append(rule)
+    return rules
 
 
 class Alarm:

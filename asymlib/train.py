@@ -52,6 +52,10 @@ class PairVectors:
             torch.from_numpy(np.array(passage, dtype=np.int64)),
         )
 
+    def first(self, count: int) -> "PairVectors":
+        """The first `count` pairs."""
+        return PairVectors(self.queries[:count], self.documents[:count], self.passage[:count])
+
     def to(self, device: torch.device) -> "PairVectors":
         """The same on another device."""
         return PairVectors(self.queries.to(device), self.documents.to(device), self.passage.to(device))
@@ -65,7 +69,7 @@ class Snapshot:
     active: Tensor  # (R,) bool, False once a run has stopped early or diverged
     step: int  # updates done so far
     epoch: float  # step / steps per epoch
-    split: str  # 'train' or 'validation'
+    split: str  # 'train' (the batch), 'training sample' (as many pairs as validation has) or 'validation'
     query: Tensor  # (R, K, B, D) after the heads
     document: Tensor  # (R, K, B, D)
     scores: Tensor  # (R, K, B, B), before the temperature
@@ -113,7 +117,7 @@ def train(
     training, validation: frozen embeddings. A run sees floor(N / batch_size) batches an epoch, in an order drawn from
         its seed; the incomplete last batch is dropped. Validation is in blocks of batch_size, in the order given.
     observe: called every `log_every` steps on the training batch (gradients included) before its update, and on the
-        validation pairs before the first step and after each epoch.
+        validation pairs and as many training pairs before the first step and after each epoch.
     device: default CUDA when there is one. The same seed on the same device gives the same numbers.
     The best epoch, early stopping (`patience`) and TrainedRun.validation_loss go by the contrastive loss alone, so that
     runs with different weights stay comparable.
@@ -234,19 +238,24 @@ class _Stack:
         )  # fmt: skip
 
     @torch.no_grad()
-    def validate(self, epoch: float, observe: Observer | None) -> Tensor:
-        """Contrastive loss of every run on the validation pairs, (R,)."""
+    def look(self, pairs: PairVectors, split: str, epoch: float, observe: Observer | None) -> Tensor:
+        """Contrastive loss of every run on `pairs`, in blocks of the batch size and in the order given, (R,)."""
         batch, runs = self.shape.batch_size, len(self.runs)
-        blocks = len(self.validation.queries) // batch
+        blocks = len(pairs.queries) // batch
 
         def blocked(x: Tensor) -> Tensor:
             return x[: blocks * batch].view(1, blocks, batch, *x.shape[1:]).expand(runs, *[-1] * (x.ndim + 1))
 
-        pairs = self.validation
         forward = self.forward(blocked(pairs.queries), blocked(pairs.documents), blocked(pairs.passage))
         if observe:
-            observe(self.snapshot("validation", epoch, forward, {}))
+            observe(self.snapshot(split, epoch, forward, {}))
         return forward[-1]["contrastive"]
+
+    def validate(self, epoch: float, observe: Observer | None) -> Tensor:
+        """Contrastive loss on the validation pairs, (R,); an observer also sees as many of the training pairs."""
+        if observe:
+            self.look(self.training.first(len(self.validation.queries)), "training sample", epoch, observe)
+        return self.look(self.validation, "validation", epoch, observe)
 
     def run(self, observe: Observer | None, log_every: int, progress: bool) -> list[TrainedRun]:
         batch, runs = self.shape.batch_size, len(self.runs)
@@ -345,16 +354,22 @@ def save_runs(folder: str | Path, runs: Sequence[TrainedRun], **origin: Any) -> 
     write_json(folder / "config.json", {**origin, "system": runs[0].system.to_dict(), "runs": rows, "sha256": sha256})
 
 
-def load_runs(folder: str | Path) -> tuple[list[TrainedRun], dict[str, Any]]:
+def load_runs(folder: str | Path, **expected: Any) -> tuple[list[TrainedRun], dict[str, Any]]:
     """Read what save_runs wrote: the runs, and config.json whole (system, runs, SHA-256 of the heads, and origin).
 
-    A missing or altered file is an InputError that names it.
+    expected: what the heads must have been trained on, by the names given to save_runs, e.g. encoder=key, study=hash.
+    A missing or altered file, or heads trained on something else, is an InputError that names it.
     """
     folder = Path(folder)
     path, config = folder / "heads.safetensors", read_json(folder / "config.json")
     missing = [name for name in ("system", "runs", "sha256") if not isinstance(config, dict) or name not in config]
     if missing:
         raise InputError(f"{folder / 'config.json'}: field {missing[0]!r} is missing; expected what save_runs writes")
+    for name, value in expected.items():
+        if config.get(name) != value:
+            raise InputError(
+                f"{folder / 'config.json'}: trained with {name} {config.get(name)!r}, but {value!r} is in use now; train again"
+            )
     system = system_from_dict(config["system"])
     if not path.exists():
         raise InputError(f"{path}: no such file, though config.json beside it describes it; train again")

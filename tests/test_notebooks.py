@@ -78,7 +78,7 @@ def test_the_job_list_runs_end_to_end_and_a_second_run_changes_nothing(home):
     assert table.loc[table["system"] == "asym-dot", "seeds"].eq(2).all()
     history = pd.read_parquet(folder / "history.parquet")
     assert list(history.columns) == ["system", "seed", "step", "epoch", "split", "name", "value"]
-    assert set(history["split"]) == {"train", "validation"}
+    assert set(history["split"]) == {"train", "training sample", "validation"}
     page = (folder / "writeup.html").read_text(encoding="utf-8")
     assert "data:image/png;base64," in page and 'src="http' not in page
     origin = json.loads((folder / "origin.json").read_text(encoding="utf-8"))

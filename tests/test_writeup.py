@@ -98,16 +98,29 @@ def test_lesson_two_wants_the_damaged_warned_and_the_healthy_not(raised, verdict
     assert writeup.lesson_log(table, raised)["verdict"] == verdict
 
 
-@pytest.mark.parametrize(("mismatch", "verdict"), [(0.3, "confirmed"), (0.405, "confirmed"), (0.5, "refined")])
-def test_lesson_three_allows_a_seeds_standard_deviation(mismatch, verdict):
-    rows = [
-        ("dot", "dot", 0.4, 0.01),
-        ("dot", "cosine", mismatch, 0.01),
-        ("cosine", "cosine", 0.4, 0.01),
-        ("cosine", "dot", 0.3, 0.01),
-    ]
-    matrix = pd.DataFrame(rows, columns=["similarity_train", "similarity_eval", "mean", "sd"])
-    assert writeup.lesson_same(matrix)["verdict"] == verdict
+def test_lesson_two_also_judges_the_cells_of_the_grid():
+    table = systems(asym_dot=(-50.0, 0.001))
+    raised = warnings(("asym-dot", "length-without-angle", 2.0, 5))
+    cells = [("dot", -40.0, ""), ("cosine", 2.0, "")]
+    grid = pd.DataFrame(
+        [{"similarity": s, "start": "random", "lr": 1e-4, "delta_percent": d, "warnings": w} for s, d, w in cells]
+    )
+    lesson = writeup.lesson_log(table, raised, grid)
+    assert lesson["verdict"] == "refined" and lesson["silent"] == ["dot, random start, 0.0001"]
+    assert lesson["damaged"] == ["asym-dot", "dot, random start, 0.0001"] and not lesson["false"]
+
+
+@pytest.mark.parametrize(
+    ("mismatch", "p", "verdict"),
+    [(0.3, 0.001, "confirmed"), (0.5, 0.2, "confirmed"), (0.5, 0.001, "refined")],
+)
+def test_lesson_three_yields_to_a_significantly_better_mismatch_only(mismatch, p, verdict):
+    rows = [("dot", "dot", 0.4, True, np.nan), ("dot", "cosine", mismatch, False, p),
+            ("dnorm", "cosine", 0.4, True, np.nan), ("dnorm", "dot", 0.3, False, 0.001)]  # fmt: skip
+    matrix = pd.DataFrame(rows, columns=["similarity_train", "similarity_eval", "mean", "own", "p_value"])
+    lesson = writeup.lesson_same(matrix)
+    assert lesson["verdict"] == verdict
+    assert lesson["rows"][0]["gain"] == pytest.approx(mismatch - 0.4) and lesson["rows"][1]["evaluated"] == "cosine"
 
 
 def test_formats():
