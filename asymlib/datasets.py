@@ -28,7 +28,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata
@@ -360,11 +360,31 @@ def _lines(records: Iterable[dict]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
+STUDY_SOURCES = ("docstrings", "real", "folder")  # the key "source" of study.json: which function built the study
+
+
+def study_source(folder: str | Path) -> str:
+    """Which function built a study: "docstrings" (docstring_study), "real" (real_study) or "folder" (folder_study).
+
+    A study.json without that key, written before it existed, is an InputError; building the study again adds it.
+    """
+    path = Path(folder) / "study.json"
+    study = read_json(path)
+    source = study.get("source") if isinstance(study, dict) else None
+    if source not in STUDY_SOURCES:
+        raise InputError(
+            f"{path}: field 'source' must be one of {', '.join(STUDY_SOURCES)}, found {source!r}; build the study again"
+        )
+    return source
+
+
 def open_study(folder: str | Path) -> Study:
     """Read a study; a file that is missing or altered since study.json was written is an InputError that names it."""
     folder = Path(folder)
     if not (folder / "study.json").is_file():
-        raise InputError(f"{folder}: holds no study.json; build it with docstring_study or real_study first")
+        raise InputError(
+            f"{folder}: holds no study.json; build it with docstring_study, real_study or folder_study first"
+        )
     study = _read_study(folder)
     tests = {
         entry["name"]: load_beir(
@@ -601,13 +621,13 @@ def _write_beir(folder: Path, pairs: list[tuple[str, str]]) -> None:
     write_text(folder / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\n" + judgements)
 
 
-def _stored(folder: Path, parameters: dict, sources: dict) -> bool:
-    """True if the folder holds this very study, unaltered."""
+def _stored(folder: Path, expected: dict) -> bool:
+    """True if the folder holds a study whose study.json says all that is expected, with all its files unaltered."""
     try:
         study = _read_study(folder)
     except InputError:
         return False
-    return study.get("parameters") == parameters and study.get("sources") == sources
+    return all(study.get(key) == value for key, value in expected.items())
 
 
 def docstring_study(
@@ -648,7 +668,8 @@ def docstring_study(
 
     sources = {package: _installed(package).version.partition("+")[0] for package in role_of}
     parameters = {"recipe": RECIPE, "near_duplicate": NEAR_DUPLICATE, "limits": limits, "packages": packages}
-    if _stored(out_folder, parameters, sources):
+    identity = {"source": "docstrings", "parameters": parameters, "sources": sources}
+    if _stored(out_folder, identity):
         return open_study(out_folder)
 
     read = {package: _package_pairs(package, progress) for package in role_of}
@@ -675,8 +696,7 @@ def docstring_study(
             {"name": package, "folder": f"collections/{package}", "split": "test", "drop_self": False}
             for package in tested
         ],
-        "parameters": parameters,
-        "sources": sources,
+        **identity,
         "counts": {
             "train": len(split["train"]),
             "validation": len(split["validation"]),
@@ -720,6 +740,28 @@ def overlap(train: Pairs, collection: Collection) -> dict[str, int | float]:
     return report
 
 
+def _tested_ends(folders: Iterable[Path]) -> set[str]:
+    """The ends of all queries and documents of the test splits of BEIR folders."""
+    tested: set[str] = set()
+    for folder in folders:
+        collection = load_beir(folder)
+        tested.update(*map(_ends, collection.queries), *map(_ends, collection.docs))
+    return tested
+
+
+def _without(
+    seen: set[str], rows: list[tuple[str, str]], ends: Callable[[str], set[str]] = _ends
+) -> list[tuple[str, str]]:
+    """The pairs of which neither the query nor the document has an end that was seen. ends: _ends, or a cache of it."""
+    return [(query, doc) for query, doc in rows if seen.isdisjoint(ends(query)) and seen.isdisjoint(ends(doc))]
+
+
+def _collection_entry(name: str, below_root: str | None, folder: Path) -> dict:
+    """A test collection in study.json, by its path below ASYMLIB_DATA if it has one, else by its absolute path."""
+    entry = {"name": name, "folder": below_root or str(folder.resolve()), "split": "test"}
+    return entry | {"drop_self": name.casefold() == "arguana"} | ({"root": DATA_VARIABLE} if below_root else {})
+
+
 def real_study(
     out_folder: str | Path,
     data_folder: str | Path,
@@ -751,15 +793,9 @@ def real_study(
         raise InputError(f"limit_validation: expected at least one pair for each of {len(sources)} sources")
     root = os.environ.get(DATA_VARIABLE)
     is_root = bool(root) and Path(root).resolve() == data_folder.resolve()
+    folders = {name: data_folder / "beir" / name for name in tests}
     collections = [
-        {
-            "name": name,
-            "folder": f"beir/{name}" if is_root else str((data_folder / "beir" / name).resolve()),
-            "split": "test",
-            "drop_self": name.casefold() == "arguana",
-        }
-        | ({"root": DATA_VARIABLE} if is_root else {})
-        for name in tests
+        _collection_entry(name, f"beir/{name}" if is_root else None, folder) for name, folder in folders.items()
     ]
     parameters = {
         "recipe": REAL_RECIPE,
@@ -769,33 +805,27 @@ def real_study(
         "sources": list(sources),
     }
     origin = {source: _source_sha256(data_folder / source) for source in sources}
-    if _stored(out_folder, parameters, origin) and read_json(out_folder / "study.json")["collections"] == collections:
+    identity = {"source": "real", "collections": collections, "parameters": parameters, "sources": origin}
+    if _stored(out_folder, identity):
         return open_study(out_folder)
 
     read = {source: _source_pairs(data_folder / source, seed) for source in sources}
     ends = cache(_ends)  # every text is looked at several times
-    tested: set[str] = set()
-    for name in tests:
-        collection = load_beir(data_folder / "beir" / name)
-        tested.update(*map(_ends, collection.queries), *map(_ends, collection.docs))
-
-    def without(seen: set[str], rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        return [(query, doc) for query, doc in rows if seen.isdisjoint(ends(query)) and seen.isdisjoint(ends(doc))]
-
-    clean = {source: without(tested, rows) for source, rows in read.items()}
+    tested = _tested_ends(folders.values())
+    clean = {source: _without(tested, rows, ends) for source, rows in read.items()}
     validation: list[tuple[str, str]] = []
     held: set[str] = set()
     for source, rows in clean.items():
         wanted = len(validation) + limit_validation // len(sources)
         for pair in rows:
-            if len(validation) < wanted and without(held, [pair]):
+            if len(validation) < wanted and _without(held, [pair], ends):
                 validation.append(pair)
                 held.update(*map(ends, pair))
         if len(validation) < wanted:
             raise InputError(
                 f"{data_folder / source}: too few distinct passages for {limit_validation} validation pairs"
             )
-    left = {source: without(held, rows) for source, rows in clean.items()}
+    left = {source: _without(held, rows, ends) for source, rows in clean.items()}
     size = REAL_PAIRS[pairs]
     available = sum(map(len, left.values()))
     if available < size:
@@ -806,9 +836,7 @@ def real_study(
     (out_folder / "study.json").unlink(missing_ok=True)
     study = {
         "name": out_folder.resolve().name,
-        "collections": collections,
-        "parameters": parameters,
-        "sources": origin,
+        **identity,
         "counts": {
             "train": {source: len(taken[source]) for source in sources},
             "validation": len(validation),
@@ -835,6 +863,136 @@ def _source_sha256(path: Path) -> str:
     if missing:
         raise InputError(f"{missing[0]}: no such file; it is needed for training pairs")
     return _content_sha256({file: sha256_file(path / file) for file in files})
+
+
+# ------------------------------------------------------------------------------------------------- data of one's own
+
+FOLDER_RECIPE = 1  # raised whenever the pairs that come out of the same files change
+FOLDER_MIN_PAIRS = 64  # of training and of validation: with fewer, one batch is the whole set
+
+
+def folder_study(
+    out_folder: str | Path,
+    train: str | Path,
+    tests: list[str | Path],
+    validation: str | Path = "",
+    limit_validation: int = 500,
+    seed: int = 0,
+) -> Study:
+    """Build a study on data of one's own, or open it if it is there.
+
+    train: a .jsonl file of pairs (see load_pairs), or a folder in BEIR's layout with qrels/train.tsv. One query of
+        each distinct passage comes first, in an order drawn by `seed`, then the others.
+    tests: at least one folder in BEIR's layout with qrels/test.tsv; its name is the collection's name. A pair whose
+        query or passage occurs in one of them is left out of training and validation and counted in study.json. So
+        training pairs must not come from a tested corpus.
+    validation: a .jsonl file of pairs, all of which are used. "": taken out of the training pairs by whole passages,
+        in the order drawn by `seed`, as many as fit into limit_validation pairs and a tenth of the training pairs; a
+        passage that shares text with one taken before is passed over.
+    limit_validation: number of pairs, at least FOLDER_MIN_PAIRS; of no effect if `validation` is a file.
+    A training pair whose query or passage occurs in validation is left out and counted as well. "Occurs" means, as in
+    real_study, that the first or the last 120 letters and digits are equal, casefolded.
+    Fewer than FOLDER_MIN_PAIRS training or validation pairs are an InputError. Paths below ASYMLIB_DATA are stored
+    relative to it, others absolute. An existing study of the same files and parameters is opened if unaltered.
+    """
+    out_folder = Path(out_folder)
+    if not isinstance(limit_validation, int) or limit_validation < FOLDER_MIN_PAIRS:
+        raise InputError(f"limit_validation: expected a whole number >= {FOLDER_MIN_PAIRS}, found {limit_validation!r}")
+    if isinstance(tests, str | Path) or not tests:
+        raise InputError(f"tests: expected a list of at least one folder in BEIR's layout, found {tests!r}")
+    train = _given_path("train", train)
+    held_out = _given_path("validation", validation) if validation else None
+    folders: dict[str, Path] = {}
+    for folder in (Path(os.path.abspath(test)) for test in tests):
+        if folder.name in folders:
+            raise InputError(f"tests: {folder} and {folders[folder.name]} have the same name; rename one of them")
+        folders[folder.name] = folder
+
+    parameters = {
+        "recipe": FOLDER_RECIPE,
+        "train": _stored_path(train),
+        "validation": _stored_path(held_out) if held_out else "",
+        "seed": seed,
+        "limit_validation": limit_validation,
+    }
+    identity = {
+        "source": "folder",
+        "collections": [_collection_entry(name, _below_root(folder), folder) for name, folder in folders.items()],
+        "parameters": parameters,
+        "sources": {_stored_path(path): _source_sha256(path) for path in (train, held_out) if path},
+    }
+    if _stored(out_folder, identity):
+        return open_study(out_folder)
+
+    tested = _tested_ends(folders.values())
+    read = {"train": _source_pairs(train, seed)}
+    if held_out:
+        read["validation"] = _source_pairs(held_out, seed)
+    clean = {part: _without(tested, rows) for part, rows in read.items()}
+    removed = {part: len(read[part]) - len(clean[part]) for part in read}
+    limit = min(limit_validation, len(clean["train"]) // 10)
+    held = clean["validation"] if held_out else _whole_passages(clean["train"], limit)
+    left = _without(set().union(*(_ends(text) for pair in held for text in pair)), clean["train"])
+    if min(len(left), len(held)) < FOLDER_MIN_PAIRS:
+        of_validation = (
+            f"{len(held)} validation pairs ({len(read['validation'])} in {held_out}, of which {removed['validation']} "
+            "share text with a test collection)"
+            if held_out
+            else f"{len(held)} validation pairs, at most a tenth, taken out of them"
+        )
+        raise InputError(
+            f"{train}: {len(left)} training pairs left of {len(read['train'])} ({removed['train']} share text with a "
+            f"test collection) and {of_validation}; expected at least {FOLDER_MIN_PAIRS} of each"
+        )
+    overlapping = len(clean["train"]) - len(left) - (0 if held_out else len(held))
+    (out_folder / "study.json").unlink(missing_ok=True)
+    study = {
+        "name": out_folder.resolve().name,
+        **identity,
+        "counts": {
+            "train": len(left),
+            "validation": len(held),
+            "removed": {"overlap_with_tests": removed, "overlap_with_validation": {"train": overlapping}},
+        },
+    }
+    _write_study(out_folder, study, left, held)
+    return open_study(out_folder)
+
+
+def _given_path(field: str, path: str | Path) -> Path:
+    """The absolute path of pairs that exist: a .jsonl file, or, for training, a folder."""
+    given = Path(os.path.abspath(path))
+    if not path or not (given.is_file() if given.suffix == ".jsonl" else field == "train" and given.is_dir()):
+        wanted = "a .jsonl file of pairs" + (" or a folder in BEIR's layout" if field == "train" else "")
+        raise InputError(f"{field}: expected {wanted} that exists, found {str(path)!r}")
+    return given
+
+
+def _below_root(path: Path) -> str | None:
+    """An absolute path relative to ASYMLIB_DATA, or None if it is not below that."""
+    root = os.environ.get(DATA_VARIABLE)
+    if not root or not path.is_relative_to(os.path.abspath(root)):
+        return None
+    return path.relative_to(os.path.abspath(root)).as_posix()
+
+
+def _stored_path(path: Path) -> str:
+    below = _below_root(path)
+    return f"{DATA_VARIABLE}/{below}" if below else str(path)
+
+
+def _whole_passages(rows: list[tuple[str, str]], limit: int) -> list[tuple[str, str]]:
+    """At most `limit` pairs: all pairs of a passage or none, in the rows' order, no two passages sharing text."""
+    by_passage: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for query, doc in rows:
+        by_passage[doc].append((query, doc))
+    taken: list[tuple[str, str]] = []
+    held: set[str] = set()
+    for group in by_passage.values():
+        if len(taken) + len(group) <= limit and _without(held, group) == group:
+            taken += group
+            held.update(*(_ends(text) for pair in group for text in pair))
+    return taken
 
 
 # ---------------------------------------------------------------------------------------------------------- downloads

@@ -18,11 +18,13 @@ from asymlib.datasets import (
     Pairs,
     beir_pairs,
     docstring_study,
+    folder_study,
     load_beir,
     load_pairs,
     open_study,
     overlap,
     real_study,
+    study_source,
 )
 from asymlib.errors import InputError
 
@@ -434,6 +436,14 @@ def test_an_unaltered_docstring_study_is_reused_and_anything_else_is_rebuilt(tmp
     assert open_study(folder).content_sha256 == first.content_sha256
     (folder / "study.json").write_text("{}")  # as after a crash
     assert build()
+    described = json.loads((folder / "study.json").read_text())
+    assert study_source(folder) == described.pop("source") == "docstrings"
+    (folder / "study.json").write_text(json.dumps(described))  # as written before studies said their source
+    assert open_study(folder).content_sha256 == first.content_sha256
+    with pytest.raises(InputError, match=r"study\.json: field 'source' must be one of .*found None; build the study"):
+        study_source(folder)
+    assert build()
+    assert open_study(folder).content_sha256 == first.content_sha256
     metadata = next((tmp_path / "site").glob("madetrain*/METADATA"))
     metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
     assert build()
@@ -598,6 +608,7 @@ def test_the_real_study_shares_sources_and_keeps_splits_and_tests_apart(tmp_path
             assert overlap(study.train, collection)["documents_in_training"] == 0
             assert overlap(study.train, collection)["queries_in_training"] == 0
     assert smoke.tests["arguana"].drop_self
+    assert study_source(tmp_path / "smoke") == "real"
     removed = json.loads((tmp_path / "smoke" / "study.json").read_text())["counts"]["removed"]
     assert removed["overlap_with_tests"] == {"beir/squad_train": 1, "pairs/nq_qed.jsonl": 2}
     other = real_study(tmp_path / "other", data, "smoke", seed=1, **TESTS)
@@ -633,6 +644,145 @@ def test_wrong_requests_for_a_real_study(tmp_path, data):
     datasets.REAL_PAIRS["full"] = 1000
     with pytest.raises(InputError, match=r"only \d+ training pairs, full needs 1000"):
         real_study(tmp_path / "study", data, "full", **TESTS)
+    assert not (tmp_path / "study" / "study.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------- data of one's own
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """1,000 clean pairs of 500 passages, three pairs that share text with the two tests, one near-equal passage."""
+    monkeypatch.delenv("ASYMLIB_DATA", raising=False)
+    folder = tmp_path / "own"
+    passages = [prose(i) for i in range(500)]
+    pairs = [{"query": f"question {i}", "document": passages[i // 2]} for i in range(1000)]
+    leaky = [
+        {"query": "Where do apples GROW?", "document": prose(900)},
+        {"query": "cheese query", "document": CORPUS[2]["text"]},
+        {"query": "long query", "positive": f"{prose(901)} Tea is a drink that is made by pouring hot water over leaves "
+         "of the tea plant and waiting until the water has taken up their taste and colour, which takes some minutes."},
+    ]  # fmt: skip
+    write_lines(folder / "pairs.jsonl", [*pairs, *leaky])
+    write_beir(folder / "food")
+    tea = {"_id": "t", "title": "Another start", "text": leaky[2]["positive"][-150:]}
+    write_beir(folder / "drinks", [tea], QUERIES[2:], ["q3\tt\t1"])
+    return folder
+
+
+def test_a_study_of_ones_own_takes_validation_out_by_whole_passages(tmp_path, own):
+    tests = [own / "food", str(own / "drinks")]
+    study = folder_study(tmp_path / "study", own / "pairs.jsonl", tests)
+    assert study_source(tmp_path / "study") == "folder"
+    assert list(study.tests) == ["food", "drinks"]
+    assert study.tests["food"] == load_beir(own / "food")
+    assert (len(study.validation), len(study.train)) == (100, 900)  # a tenth of 1,000
+    assert set(study.validation.docs).isdisjoint(study.train.docs)
+    assert len(set(study.validation.docs)) == 50  # both questions of each passage
+    assert len(set(study.train.docs[:450])) == 450  # one question of each passage first
+    assert sorted([*study.train.queries, *study.validation.queries]) == sorted(f"question {i}" for i in range(1000))
+    counts = json.loads((tmp_path / "study" / "study.json").read_text())["counts"]
+    removed = {"overlap_with_tests": {"train": 3}, "overlap_with_validation": {"train": 0}}
+    assert counts == {"train": 900, "validation": 100, "removed": removed}
+    smaller = folder_study(tmp_path / "smaller", own / "pairs.jsonl", tests, limit_validation=65)
+    assert smaller.validation.queries == study.validation.queries[:64]  # the next passage does not fit
+    other = folder_study(tmp_path / "other", own / "pairs.jsonl", tests, seed=1)
+    assert set(other.validation.docs) != set(study.validation.docs)
+
+
+def test_training_pairs_that_share_text_with_validation_go(tmp_path, own):
+    corpus = [{"_id": f"d{i}", "text": prose(i)} for i in range(200)]
+    corpus += [{"_id": "near", "title": "Title", "text": prose(7)}]
+    queries = [{"_id": f"q{i}", "text": f"question {i}"} for i in range(201)]
+    qrels = [f"q{i}\td{i}\t1" for i in range(200)] + ["q200\tnear\t1", "q150\td3\t1"]
+    train = write_beir(own / "mine", corpus, queries, qrels, split="train")
+    pairs = [{"query": f"validation question {i}", "document": prose(i)} for i in range(70)]
+    pairs += [{"query": "Question 100", "document": prose(950)}, {"query": "what is baked", "document": prose(951)}]
+    write_lines(own / "validation.jsonl", pairs)
+    study = folder_study(tmp_path / "study", train, [own / "food"], own / "validation.jsonl")
+    assert sorted(study.validation.queries) == sorted(pair["query"] for pair in pairs[:71])
+    assert sorted(study.train.queries) == sorted(f"question {i}" for i in range(70, 200) if i != 100)
+    removed = json.loads((tmp_path / "study" / "study.json").read_text())["counts"]["removed"]
+    assert removed["overlap_with_tests"] == {"train": 0, "validation": 1}
+    assert removed["overlap_with_validation"] == {"train": 70 + 1 + 2}  # passages, question 100, near and q150 of d3
+
+
+def test_validation_passages_share_no_text_with_each_other_or_training():
+    # 3 of d0's near-equals, a query asked of two passages, a passage with more pairs than fit
+    rows = [("a", prose(0)), ("b", f"Title {prose(0)}"), ("c", prose(1)), ("c", prose(2)), ("d", prose(3))]
+    rows += [(f"many {i}", prose(4)) for i in range(5)] + [("e", prose(5))]
+    assert datasets._whole_passages(rows, 4) == [rows[0], rows[2], rows[4], rows[-1]]
+    assert datasets._whole_passages(rows, 2) == [rows[0], rows[2]]
+
+
+def test_an_unaltered_study_of_ones_own_is_reused_and_can_move_with_its_data(tmp_path, own, monkeypatch):
+    outside = folder_study(tmp_path / "outside", own / "pairs.jsonl", [own / "food"])
+    assert str(own / "food") in (tmp_path / "outside" / "study.json").read_text()
+    monkeypatch.setenv("ASYMLIB_DATA", str(own))
+    folder = tmp_path / "study"
+    study = folder_study(folder, own / "pairs.jsonl", [own / "food"])
+    assert study.content_sha256 == outside.content_sha256
+    assert str(tmp_path) not in (folder / "study.json").read_text()
+    moved = tmp_path / "moved"
+    own.rename(moved)
+    monkeypatch.setenv("ASYMLIB_DATA", str(moved))
+    assert open_study(folder).content_sha256 == study.content_sha256
+    stamp = (folder / "train.jsonl").stat().st_mtime_ns
+
+    def build(tests=("food",), **changes) -> bool:
+        """Ask for the study again; True if it was written anew."""
+        nonlocal stamp
+        folder_study(folder, moved / "pairs.jsonl", [moved / name for name in tests], **changes)
+        before, stamp = stamp, (folder / "train.jsonl").stat().st_mtime_ns
+        return before != stamp
+
+    assert not build()
+    assert build(seed=1)
+    assert build()
+    assert build(tests=("food", "drinks"))
+    assert build()
+    write_lines(moved / "food" / "corpus.jsonl", CORPUS[::-1])
+    assert build()
+    write_lines(moved / "pairs.jsonl", [*(moved / "pairs.jsonl").read_text().splitlines()[1:]])
+    assert build()
+    assert not build()
+
+
+def test_wrong_requests_for_a_study_of_ones_own(tmp_path, own):
+    def build(train=own / "pairs.jsonl", tests=(own / "food",), **options) -> None:
+        folder_study(tmp_path / "study", train, list(tests), **options)
+
+    with pytest.raises(InputError, match="tests: expected a list of at least one folder"):
+        build(tests=())
+    with pytest.raises(InputError, match=r"tests: expected a list of at least one folder .* found '/some/food'"):
+        folder_study(tmp_path / "study", own / "pairs.jsonl", "/some/food")
+    with pytest.raises(InputError, match=r"elsewhere/food and .*own/food have the same name"):
+        build(tests=[own / "food", own / "elsewhere" / "food"])
+    with pytest.raises(InputError, match="absent: no such folder"):
+        build(tests=[own / "absent"])
+    for train in ("", own / "absent.jsonl", own / "food" / "qrels" / "test.tsv"):
+        with pytest.raises(InputError, match=r"train: expected a \.jsonl file of pairs or a folder in BEIR's layout"):
+            build(train)
+    with pytest.raises(InputError, match=r"train\.tsv: no such file; it is needed for training pairs"):
+        build(own / "food")
+    with pytest.raises(InputError, match=r"validation: expected a \.jsonl file of pairs that exists, found .*food"):
+        build(validation=own / "food")
+    for limit in (63, "100"):
+        with pytest.raises(InputError, match="limit_validation: expected a whole number >= 64"):
+            build(limit_validation=limit)
+    lines = (own / "pairs.jsonl").read_text().splitlines()
+    write_lines(own / "few.jsonl", lines[-603:])  # 600 without the leaky three; food has two of them
+    with pytest.raises(
+        InputError,
+        match=r"few\.jsonl: 541 training pairs left of 603 \(2 share text with a test collection\) and 60 validation "
+        "pairs, at most a tenth, taken out of them; expected at least 64 of each",
+    ):
+        build(own / "few.jsonl")
+    write_lines(own / "validation.jsonl", [*lines[:63], lines[-2]])
+    with pytest.raises(
+        InputError, match=r"and 63 validation pairs \(64 in .*validation\.jsonl, of which 1 share text with a test"
+    ):
+        build(validation=own / "validation.jsonl")
     assert not (tmp_path / "study" / "study.json").exists()
 
 
