@@ -2,7 +2,9 @@
 
     python -m asymlib.batch JOBS.yaml [--jobs N] [--gpus 0,1] [--resume] [--check]
 
-JOBS.yaml, with paths relative to the folder the command runs in (the repository's root):
+JOBS.yaml; notebooks are looked for below the current folder, then below the parent of the list's folder (the repository
+for notebooks/JOBS.yaml). Jobs run in the project's folder (asymlib.files.project_path: $ASYMLIB_HOME, else the checkout),
+so relative outputs, and the paths in the ledger, start there:
 
     name: reproduce                                 # everything lands in data/runs/<name>/
     defaults: {timeout: 1800, parameters: {study: reproduce}}
@@ -14,7 +16,7 @@ JOBS.yaml, with paths relative to the folder the command runs in (the repository
         notebook: notebooks/02_train_heads.ipynb
         parameters: {lr: 1e-3}
         needs: [01-data]                            # "02-{system}" in a later job's needs: all of them
-        outputs: ["data/runs/reproduce/heads/{system}/heads.safetensors"]
+        outputs: ["data/runs/reproduce/heads/{system}/heads.safetensors"]  # --resume knows their SHA-256
         timeout: 900                                # seconds for the whole job, 3600 unless told
 
 A job runs in a process of its own because papermill changes the process-wide working directory and because a
@@ -49,14 +51,21 @@ import yaml
 from tqdm import tqdm
 
 from asymlib.errors import InputError, run_command
-from asymlib.files import read_json, sha256_file, write_json
+from asymlib.files import project_path, read_json, sha256_file, write_json
 
-RUNS = Path("data/runs")
+RUNS = Path("data/runs")  # below the project's folder
 START_TIMEOUT = 120  # s for a kernel to answer; a busy machine needs more than the usual 60
 BACK_OFF = (2.0, 8.0)  # s before the second and the third start of a kernel that did not come up
 GRACE = 5.0  # s between interrupting a kernel, so that its cells can clean up, and killing it
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
-EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # YAML 1.1 reads 1e-3 as a string; only 1.0e-3 is its float
+EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")  # a float in YAML 1.2; 1.1 knows only 1.0e-3
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads an unquoted 1e-3 as a number wherever it stands; '1e-3' in quotes stays text."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ def read_jobs(path: str | Path) -> tuple[str, list[Job]]:
     for entry, line in zip(raw["jobs"], lines or [1] * len(raw["jobs"]), strict=True):
         for single, family in _expand(entry, f"{path}:{line}"):
             job = _job(single, defaults, f"{path}:{line}")
+            job = replace(job, notebook=_find(job.notebook, path))
             if job.id in jobs:
                 raise InputError(f"{path}:{line}: id {job.id!r} is already taken by the job at {where[job.id]}")
             jobs[job.id], where[job.id] = job, f"{path}:{line}"
@@ -125,7 +135,7 @@ def read_jobs(path: str | Path) -> tuple[str, list[Job]]:
 def _read_yaml(path: Path) -> tuple[dict, list[int]]:
     """The content of a YAML file and the line of each of its jobs; a key given twice is an error, not a silent loss."""
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        loader = _Loader(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -226,6 +236,12 @@ def _job(entry: dict, defaults: dict, where: str) -> Job:
     return Job(id, notebook, parameters[0] | parameters[1], lists["needs"], lists["outputs"], float(timeout))
 
 
+def _find(notebook: str, path: Path) -> str:
+    """The notebook as written if it is there, else below the parent of the list's folder, as seen from here."""
+    beside = path.resolve().parent.parent / notebook
+    return os.path.relpath(beside) if beside.exists() and not Path(notebook).exists() else notebook
+
+
 def _check_job(job: Job, code: str, upstream: list[str]) -> Job:
     """The job with its parameters converted to the notebook's types, and its fingerprint."""
     cells, kinds = read_parameters(job.notebook)
@@ -248,9 +264,10 @@ def _check_job(job: Job, code: str, upstream: list[str]) -> Job:
 
 def _code_fingerprint() -> str:
     """One hash for the package's source and the pinned requirements: what a result depends on besides its notebook."""
-    package = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".py", ".mplstyle"))
-    files = [*package, Path("requirements.txt")]
-    return " ".join(f"{file.name}={sha256_file(file)}" for file in files if file.exists())
+    package = Path(__file__).resolve().parent
+    files = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".mplstyle", ".j2"))
+    files.append(package.parent / "requirements.txt")
+    return " ".join(f"{file.relative_to(package.parent)}={sha256_file(file)}" for file in files if file.exists())
 
 
 # --- parameters of a notebook --------------------------------------------------------------------------------------
@@ -335,7 +352,7 @@ def _kind(value: object) -> str:
 def _convert(value: object, kind: ast.expr) -> object:
     """The value as the type asks for it; ValueError if it is another type.
 
-    An int serves as a float, and so does text such as 1e-3 (YAML 1.1 has no such float). A bool is never a number.
+    An int serves as a float. A bool is never a number.
     """
     match kind:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
@@ -351,9 +368,7 @@ def _convert(value: object, kind: ast.expr) -> object:
             return {key: _convert(entry, item) for key, entry in value.items()}
         case ast.Constant(value=None) if value is None:
             return None
-        case ast.Name(id="float") if type(value) in (int, float) or (
-            isinstance(value, str) and EXPONENT.fullmatch(value)
-        ):
+        case ast.Name(id="float") if type(value) in (int, float):
             return float(value)
         case ast.Name(id="int" | "bool" | "str" as name) if type(value).__name__ == name:
             return value
@@ -373,12 +388,15 @@ def _convert(value: object, kind: ast.expr) -> object:
 def run_jobs(name: str, jobs: list[Job], workers: int = 1, gpus: Sequence[str] = (), resume: bool = False) -> int:
     """Run the jobs of read_jobs, at most `workers` at a time, and keep data/runs/<name>/ledger.json true all along.
 
+    The ledger holds the SHA-256 of each job's output files; data/ and relative outputs are below project_path().
+
     gpus: ids for CUDA_VISIBLE_DEVICES, one for each running job; an id given twice serves two jobs. Empty: left alone.
-    resume: leave out jobs that ended well with the same fingerprint and whose outputs still stand.
+    resume: leave out jobs that ended well with the same fingerprint and whose outputs still stand, files with the bytes that
+        the ledger knows; of a folder only that it is there.
     Returns the number of jobs that are not ok. On Ctrl-C (SIGTERM, SIGHUP) the running jobs are stopped and marked pending,
     and KeyboardInterrupt goes on. InputError: the same name is being run by another process.
     """
-    folder = RUNS / name
+    folder = project_path(RUNS / name)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder / ".lock", name), tempfile.TemporaryDirectory(prefix="asymlib-batch-") as scratch:
         batch = _Batch(folder, Path(scratch), jobs, workers, gpus, resume)
@@ -417,16 +435,23 @@ class _Batch:
         self.jobs = {job.id: job for job in jobs}
         self.ready_at = {job.id: 0.0 for job in jobs}  # time.monotonic() before which a job is not started again
         self.running: dict[str, _Child] = {}
+        self.changed: dict[str, str] = {}  # jobs that would be as before, but for an output
         old = read_json(folder / "ledger.json")["jobs"] if resume and (folder / "ledger.json").exists() else {}
         self.ledger = {job.id: self._entry(job, old.get(job.id, {})) for job in jobs}
         self._save()
         self.bar = tqdm(total=len(jobs), disable=not sys.stderr.isatty(), leave=False, bar_format="{n}/{total} {desc}")
 
     def _entry(self, job: Job, old: dict) -> dict:
-        files = [*job.outputs, self.folder / f"{job.id}.ipynb"]
-        same = old.get("status") == "ok" and old.get("fingerprint") == job.fingerprint
-        if same and all(Path(file).exists() for file in files):
-            return old
+        executed = str(RUNS / self.folder.name / f"{job.id}.ipynb")
+        if old.get("status") == "ok" and old.get("fingerprint") == job.fingerprint:
+            known = old.get("outputs", {})
+            absent = [file for file in (*job.outputs, executed) if not project_path(file).exists()]
+            other = [file for file in job.outputs if file not in absent and _sha256(file) != known.get(file)]
+            if not absent and not other:
+                return old
+            reasons = [f"{file} is missing" for file in absent]
+            reasons += [f"{file} is not what the job wrote" for file in other]
+            self.changed[job.id] = ", ".join(reasons)
         return {
             "status": "pending",
             "notebook": job.notebook,
@@ -437,8 +462,9 @@ class _Batch:
             "attempts": 0,
             "error": None,
             "line": None,
-            "output": str(self.folder / f"{job.id}.ipynb"),
-            "log": str(self.folder / f"{job.id}.log"),
+            "output": executed,
+            "outputs": {},  # path: SHA-256, null for a folder
+            "log": str(RUNS / self.folder.name / f"{job.id}.log"),
         }
 
     def _save(self) -> None:
@@ -456,6 +482,8 @@ class _Batch:
         for id, entry in self.ledger.items():
             if entry["status"] == "ok":
                 self._say(f"ok       {id}  as before")
+            elif id in self.changed:
+                self._say(f"again    {id}  {self.changed[id]}")
         while any(entry["status"] in ("pending", "running") for entry in self.ledger.values()):
             self._start_what_can()
             for child in list(self.running.values()):
@@ -506,7 +534,9 @@ class _Batch:
             self._say(f"again    {id}  in {wait:g} s: {outcome['error']}")
             return
         status = "ok" if outcome["status"] == "ok" else "failed"
-        self._set(id, status=status, seconds=seconds, error=outcome.get("error"), line=outcome.get("line"))
+        outputs = {file: _sha256(file) for file in child.job.outputs} if status == "ok" else {}
+        changes = {"seconds": seconds, "outputs": outputs, "error": outcome.get("error"), "line": outcome.get("line")}
+        self._set(id, status=status, **changes)
         self._say(f"{status:8} {id}  {seconds:.1f} s" + (f": {outcome['error']}" if status == "failed" else ""))
 
     def stop_all(self) -> None:
@@ -535,7 +565,8 @@ class _Batch:
             self._say(f"{id:{width}}  {entry['status']:7}  {seconds:>7}  {entry['attempts']:>8}")
         for id, entry in self.ledger.items():
             if entry["status"] == "failed":
-                self._say(f"\n{id}: {entry['error']}\n  {entry['line'] or entry['output']}\n  log: {entry['log']}")
+                executed, log = (os.path.relpath(project_path(entry[key])) for key in ("output", "log"))
+                self._say(f"\n{id}: {entry['error']}\n  {entry['line'] or executed}\n  log: {log}")
         return sum(entry["status"] != "ok" for entry in self.ledger.values())
 
 
@@ -553,11 +584,23 @@ def _handling(handler: object, *numbers: signal.Signals) -> Iterator[None]:
             signal.signal(number, old)
 
 
+def _sha256(output: str) -> str | None:
+    """SHA-256 of an output; None for a folder, of which only its existence counts."""
+    path = project_path(output)
+    return sha256_file(path) if path.is_file() else None
+
+
 def _environment(gpu: str | None, workers: int) -> dict[str, str]:
-    """The environment of a job: this asymlib, a fixed hash seed, its GPU, and its share of the cores."""
+    """The environment of a job: this asymlib, a fixed hash seed, its GPU, and its share of the cores.
+
+    Folders in it are made absolute: a job starts in the project's folder, whichever folder the batch runs in.
+    """
     environment = dict(os.environ, PYTHONHASHSEED="0")
-    paths = [str(Path(__file__).resolve().parents[1]), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    paths = [Path(__file__).resolve().parents[1], *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths))
+    for name in ("ASYMLIB_HOME", "ASYMLIB_DATA"):
+        if environment.get(name):
+            environment[name] = os.path.abspath(environment[name])
     if gpu is not None:
         environment |= {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # numbered as nvidia-smi does
     if workers > 1:
@@ -574,13 +617,17 @@ class _Child:
         self.job, self.scratch, self.gpu = job, scratch, gpu
         self.start, self.timed_out, self.below = time.monotonic(), False, set()
         scratch.mkdir()
-        order = {"notebook": job.notebook, "output": str(folder / f"{job.id}.ipynb"), "parameters": job.parameters}
+        home = project_path().resolve()
+        notebook = os.path.relpath(Path(job.notebook).resolve(), home)  # papermill notes both paths in what it writes
+        output = str(RUNS / folder.name / f"{job.id}.ipynb")
+        order = {"notebook": notebook, "output": output, "parameters": job.parameters}
         write_json(scratch / "order.json", order)
         with open(folder / f"{job.id}.log", "w" if attempt == 1 else "a", encoding="utf-8") as log:
             log.write(f"attempt {attempt}: {job.notebook}\n")
             log.flush()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "asymlib.batch", "_run-one", str(scratch)],
+                [sys.executable, "-P", "-m", "asymlib.batch", "_run-one", str(scratch)],  # -P: not an asymlib/ in home
+                cwd=home,
                 stdin=subprocess.PIPE,  # never written to: its end tells the child that this process is gone
                 stdout=log,
                 stderr=log,
@@ -628,7 +675,9 @@ class _Child:
                 f"was killed by signal {-end} (9: often out of memory)" if end < 0 else f"ended with exit code {end}"
             )
             return outcome | {"error": f"the process {cause} without a report"}
-        if outcome["status"] == "ok" and (absent := [path for path in self.job.outputs if not Path(path).exists()]):
+        if outcome["status"] == "ok" and (
+            absent := [path for path in self.job.outputs if not project_path(path).exists()]
+        ):
             return {"status": "failed", "error": f"ended well but did not write {', '.join(absent)}"}
         return outcome
 

@@ -17,7 +17,7 @@ import pytest
 
 from asymlib import batch
 from asymlib.errors import InputError
-from asymlib.files import read_json
+from asymlib.files import project_path, read_json, sha256_file
 
 PARAMETERS = """\
 # what the notebook is told
@@ -30,12 +30,14 @@ names = ["a"]
 grid: dict[str, float] = {"low": 0.1}
 limit: int = None
 anything = None
+changes: dict = {}
 """
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """An empty repository to run in."""
+    monkeypatch.setenv("ASYMLIB_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -135,7 +137,7 @@ def test_every_wrong_parameter_of_every_job_is_named_before_anything_runs(root):
         batch.main(["jobs.yaml"])
     text = str(error.value)
     assert "2 job(s) cannot run, nothing was started" in text
-    valid = "system, lr, steps, masked, weights, names, grid, limit, anything"
+    valid = "system, lr, steps, masked, weights, names, grid, limit, anything, changes"
     assert f"jobs.yaml:5: job 'typo': unknown parameter 'learning_rate'; n.ipynb has {valid}" in text
     assert "jobs.yaml:6: job 'types': parameter 'lr': expected float, not str 'fast'" in text
     assert "parameter 'steps': expected int, not float 1.5" in text
@@ -158,6 +160,13 @@ def test_every_wrong_parameter_of_every_job_is_named_before_anything_runs(root):
         ("limit", "5", 5),
         ("anything", "[1, {a: null}]", [1, {"a": None}]),
         ("system", "'1e-3'", "1e-3"),
+        ("changes", "{lr: 1e-3}", {"lr": 0.001}),
+        (
+            "changes",
+            "{a: [-.5E3, {b: 1e3}], c: '1e-3', d: 1e-3x}",
+            {"a": [-500.0, {"b": 1000.0}], "c": "1e-3", "d": "1e-3x"},
+        ),
+        ("anything", "[1e-3, 1]", [0.001, 1]),
     ],
 )
 def test_parameters_arrive_in_the_notebooks_types(root, name, written, arrives):
@@ -303,9 +312,9 @@ class PretendedJob:
         script = PretendedJob.script.get(self.job.id, [])
         outcome = script.pop(0) if script else {"status": "ok"}
         if outcome["status"] == "ok":
-            for path in (self.output, *map(Path, self.job.outputs)):
+            for path in (self.output, *map(project_path, self.job.outputs)):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
+                path.write_text(f"of {self.job.id}")
         return outcome
 
 
@@ -370,6 +379,7 @@ def test_a_kernel_that_does_not_start_is_tried_three_times_and_a_cell_error_once
 
 
 def test_resume_runs_what_changed_and_what_depends_on_it(pretend, monkeypatch):
+    monkeypatch.setattr(batch, "__file__", "asymlib/batch.py")  # where requirements.txt is looked for
     pretend(CHAIN)
     assert pretend(CHAIN, "--resume") == (0, [])
     before = Path("data/runs/x/ledger.json").read_bytes()
@@ -397,15 +407,60 @@ def test_resume_runs_what_changed_and_what_depends_on_it(pretend, monkeypatch):
 
 def test_the_packages_source_is_part_of_the_fingerprint(root, monkeypatch, tmp_path):
     package = tmp_path / "asymlib"
-    package.mkdir()
+    (package / "templates").mkdir(parents=True)
     (package / "batch.py").write_text("a = 1\n")
     monkeypatch.setattr(batch, "__file__", str(package / "batch.py"))
     notebook("n.ipynb")
     listing("name: x\njobs: [{id: a, notebook: n.ipynb}]")
     first = batch.read_jobs("jobs.yaml")[1][0].fingerprint
     assert first == batch.read_jobs("jobs.yaml")[1][0].fingerprint
-    (package / "losses.py").write_text("b = 1\n")
-    assert first != batch.read_jobs("jobs.yaml")[1][0].fingerprint
+    for added in ("losses.py", "paper.mplstyle", "templates/page.md.j2", "templates/deeper.py"):
+        (package / added).write_text("b = 1\n")
+        second = batch.read_jobs("jobs.yaml")[1][0].fingerprint
+        assert second != first, added
+        first = second
+    (package / "templates/page.md.j2").write_text("b = 2\n")
+    assert batch.read_jobs("jobs.yaml")[1][0].fingerprint != first
+
+
+def test_resume_runs_what_lost_an_output_or_the_bytes_it_wrote(pretend, capsys):
+    text = CHAIN.replace("outputs: [out/b]", "outputs: [out/b, out/folder]")
+    Path("out/folder").mkdir(parents=True)
+    pretend(text.replace(", out/folder", ""))
+    assert ledger("x")["b"]["outputs"] == {"out/b": sha256_file("out/b")} and ledger("x")["c"]["outputs"] == {}
+    assert pretend(text, "--resume") == (0, [])  # a folder only has to be there
+    Path("out/folder/file").touch()
+    assert pretend(text, "--resume") == (0, [])
+    assert "again" not in capsys.readouterr().out
+    Path("out/a").write_text("of someone else")
+    assert pretend(text, "--resume") == (0, ["a"])
+    assert "again    a  out/a is not what the job wrote\n" in capsys.readouterr().out
+    Path("out/a").unlink()
+    assert pretend(text, "--resume") == (0, ["a"])
+    assert "again    a  out/a is missing\n" in capsys.readouterr().out
+    PretendedJob.script = {"a": [{"status": "failed", "error": "E", "line": None}]}
+    assert pretend(text)[0] == 1 and ledger("x")["a"]["outputs"] == {}
+
+
+def test_a_batch_started_elsewhere_works_in_the_projects_folder(pretend, root, monkeypatch, capsys):
+    notebook("notebooks/own.ipynb")
+    text = CHAIN.replace("m.ipynb", "notebooks/own.ipynb")
+    listing(text, "notebooks/list.yaml")
+    (root / "elsewhere").mkdir()
+    monkeypatch.chdir(root / "elsewhere")
+    PretendedJob.script = {"d": [{"status": "failed", "error": "E", "line": None}]}
+    assert batch.main(["../notebooks/list.yaml"]) == 1
+    assert not list(Path.cwd().iterdir()) and (root / "out/b").exists()
+    jobs = read_json(root / "data/runs/x/ledger.json")["jobs"]
+    assert jobs["b"]["output"] == "data/runs/x/b.ipynb" and jobs["b"]["notebook"] == "../notebooks/own.ipynb"
+    assert "log: ../data/runs/x/d.log" in capsys.readouterr().out
+    monkeypatch.chdir(root)
+    PretendedJob.seen = []
+    assert batch.main(["notebooks/list.yaml", "--resume"]) == 0 and [id for id, _, _ in PretendedJob.seen] == ["d"]
+    notebook("elsewhere/n.ipynb", parameters="other = 1")  # below the current folder comes first
+    monkeypatch.chdir(root / "elsewhere")
+    with pytest.raises(InputError, match=r"unknown parameter 'lr'; n\.ipynb has other"):
+        batch.main(["../notebooks/list.yaml"])
 
 
 def test_an_unreadable_ledger_is_an_error_and_not_a_fresh_start(pretend):
@@ -519,6 +574,29 @@ def test_real_jobs_succeed_fail_and_run_out_of_time_side_by_side(root, monkeypat
     shown = capsys.readouterr().out
     assert "error: In [3], line 2: ValueError: too long\n  f(x)\n  log: data/runs/real/error.log" in shown
     assert re.search(r"^after +skipped +- +0$", shown, re.MULTILINE)
+
+
+@pytest.mark.notebook
+def test_a_notebook_and_a_batch_started_elsewhere_mean_the_same_folder(root, monkeypatch):
+    cell = """
+        from pathlib import Path
+        from asymlib.files import project_path
+        Path("relative").write_text("x")
+        project_path("below").write_text("x")
+        """
+    notebook("notebooks/n.ipynb", cell)
+    listing("name: x\njobs: [{id: a, notebook: notebooks/n.ipynb, outputs: [relative, below]}]", "notebooks/list.yaml")
+    (root / "elsewhere").mkdir()
+    monkeypatch.chdir(root / "elsewhere")
+    monkeypatch.setenv("ASYMLIB_HOME", "../home")
+    (root / "home").mkdir()
+    assert batch.main(["../notebooks/list.yaml"]) == 0
+    assert not list(Path.cwd().iterdir())
+    entry = read_json(root / "home/data/runs/x/ledger.json")["jobs"]["a"]
+    assert entry["outputs"] == dict.fromkeys(["relative", "below"], sha256_file("../home/below"))
+    executed = nbformat.read(root / "home" / entry["output"], as_version=4)
+    assert executed.metadata.papermill.input_path == "../notebooks/n.ipynb"
+    assert executed.metadata.papermill.output_path == "data/runs/x/a.ipynb"
 
 
 @pytest.mark.notebook
