@@ -34,6 +34,8 @@ STYLE_SHEET = Path(__file__).with_name("paper.mplstyle")
 COLUMN, PAGE = 3.35, 6.9  # inches: one column of a two-column paper, and both with the gap between them
 ROW = 0.19  # inches of height for a row of text
 NEAR = 0.1  # relative distance from the baseline within which a second panel magnifies
+TANGENTIAL = 1e-3  # radial share of a gradient below which a system is named, not drawn
+ROUNDING = 1e-9  # radial share that rounding alone can give a gradient that is exactly tangential
 NEAR_NOTE = f" (within {100 * NEAR:g} % of the baseline)"
 
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
@@ -80,6 +82,7 @@ SIMILARITY_STYLE: dict[str, Style] = {
     "dnorm": SYSTEM_STYLE["asym-dnorm"],
     "euclidean": SYSTEM_STYLE["asym-euclidean"],
 }
+_RANKED_AS = {"qnorm": "dot", "dnorm": "cosine"}  # |q| does not reorder the documents of a query
 PART_STYLE: dict[str, Style] = {  # of a logit's growth
     "query": {"color": SKY, "hatch": ""},
     "document": {"color": BLUE, "hatch": "////"},
@@ -270,9 +273,10 @@ def styles(systems: Iterable[str]) -> dict[str, Style]:
 
 def _legend(figure: Figure, handles: Sequence[Any], note: str = "") -> None:
     """A legend below the axes in as many columns as fit, under a note that says what lines, bands and bars are."""
-    note = textwrap.fill(note, int(18 * figure.get_figwidth()))
-    for rows in range(1, len(handles) + 1):
-        columns = -(-len(handles) // rows)
+    note = textwrap.fill(note, int(18 * figure.get_figwidth()), break_on_hyphens=False)  # a system's name stays whole
+    count = max(1, len(handles))  # without a handle there is still the note
+    for rows in range(1, count + 1):
+        columns = -(-count // rows)
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=note or None)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
@@ -341,14 +345,20 @@ def _over_seeds(rows: pd.DataFrame, keys: list[str], band: str) -> pd.DataFrame:
     return shown.assign(band="range of seeds" if band == "range" else "95 % t-interval")
 
 
+def _seeds(counts: pd.Series) -> str:
+    """'1 seed', '5 seeds', '3 to 5 seeds'."""
+    few, many = counts.min(), counts.max()
+    if few != many:
+        return f"{few:g} to {many:g} seeds"
+    return "1 seed" if many == 1 else f"{many:g} seeds"
+
+
 def _band_note(shown: pd.DataFrame) -> str:
     """What line and band are, in words."""
-    few, many = shown["seeds"].min(), shown["seeds"].max()
-    if many <= 1:
+    if shown["seeds"].max() <= 1:
         return "line: the only seed"
-    seeds = f"{many} seeds" if few == many else f"{few} to {many} seeds"
     band = "range" if shown["band"].iloc[0] == "range of seeds" else "95 % t-interval of the mean"
-    return f"line: mean, band: {band} of {seeds}"
+    return f"line: mean, band: {band} of {_seeds(shown['seeds'])}"
 
 
 def _draw_lines(axis: Axes, shown: pd.DataFrame, x: str, by_system: dict[str, Style]) -> None:
@@ -477,7 +487,9 @@ def gradient_shares(history: pd.DataFrame, systems: Sequence[str] | None = None,
     """How much of each side's gradient points along the embedding, and so changes its length, over training steps.
 
     history: magnitude.HISTORY_COLUMNS with gradient.<side>.radial_share (split 'train'). systems: None for all that have
-    it. band: 'range' or 't', as in trajectories(). shown: system, split, name, step, mean, low, high, seeds, band.
+    it. band: 'range' or 't', as in trajectories(). A system whose share stays below TANGENTIAL on both sides, at every step
+    of every seed, is named in the note and not drawn; 'exactly' tangential is one below ROUNDING. Each panel has its own
+    scale. shown: system, split, name, step, mean, low, high, seeds, band; the named systems too.
     """
     rows = _history(history, "gradient_shares", "train")
     names = [f"gradient.{side}.radial_share" for side in ("query", "document")]
@@ -485,15 +497,26 @@ def gradient_shares(history: pd.DataFrame, systems: Sequence[str] | None = None,
     wanted = _in_order(rows["system"]) if systems is None else list(systems)
     _known(wanted, rows["system"], "systems with gradient.<side>.radial_share")
     shown = _over_seeds(rows[rows["system"].isin(wanted)], ["system", "split", "name", "step"], band)
-    figure, axes = _panels(["query gradient", "document gradient"], 1.6, sharey=True)
+    largest = rows.groupby("system")["value"].max()
+    exact = [system for system in wanted if largest[system] < ROUNDING]
+    almost = [system for system in wanted if ROUNDING <= largest[system] < TANGENTIAL]
+    looks = {system: look for system, look in styles(wanted).items() if system not in exact + almost}
+    figure, axes = _panels(["query gradient", "document gradient"], 1.6)
     for axis, name in zip(axes, names, strict=True):
-        _draw_lines(axis, shown[shown["name"] == name], "step", styles(wanted))
+        part = shown[(shown["name"] == name) & shown["system"].isin(looks)]
+        _draw_lines(axis, part, "step", looks)
         axis.set_xlabel("training step")
         _even_ticks(axis.xaxis, 4)
-    _even_ticks(axes[0].yaxis)
+        top = max(TANGENTIAL, axis.get_ylim()[1] if len(part) else 0.0)  # rounding is not magnified
+        axis.set_ylim(-0.04 * top, top)
+        _even_ticks(axis.yaxis)
     axes[0].set_ylabel("radial share of $|\\nabla|^2$")
-    axes[0].set_ylim(min(0.0, -0.04 * shown["high"].max()))
-    _legend(figure, _handles(styles(wanted)), f"{_band_note(shown)}; training batches")
+    notes = ["training batches"]
+    if looks:
+        notes = [_band_note(shown[shown["system"].isin(looks)]), "training batches, a scale for each panel"]
+    notes += [f"exactly tangential: {', '.join(exact)}"] * bool(exact)
+    notes += [f"tangential but for a share below {TANGENTIAL:g}: {', '.join(almost)}"] * bool(almost)
+    _legend(figure, _handles(looks), "; ".join(notes))
     return figure, shown
 
 
@@ -779,11 +802,20 @@ def oracle_room(table: pd.DataFrame) -> Drawn:
 def similarity_matrix(table: pd.DataFrame) -> Drawn:
     """Similarity in training x similarity in evaluation: nDCG@10 and its change against the baseline in each cell.
 
-    table: columns similarity_train, similarity_eval, mean, delta_percent; one row a cell, a cell without a row is hatched.
-    Colour: the change, the same distance above and below the baseline equally strong. Framed: the same similarity in both.
-    shown: the same columns.
+    table: columns similarity_train, similarity_eval, mean, sd (over seeds; empty where there is one run), delta_percent, and
+    optionally p_value (Holm-corrected, of the cell against the system's own evaluation; empty where there is no test): a
+    star where it is below 0.05. One row a cell, a cell without a row is hatched. Colour: the change, the same distance above
+    and below the baseline equally strong. Framed: the evaluation ranks the documents of every query as the similarity in
+    training does: the same one, or dot for qnorm and cosine for dnorm. shown: the same columns.
     """
-    shown = _require(table, "similarity_matrix", ["similarity_train", "similarity_eval"], ["mean", "delta_percent"])
+    optional = [name for name in ("p_value",) if name in table.columns]
+    shown = _require(
+        table,
+        "similarity_matrix",
+        ["similarity_train", "similarity_eval"],
+        ["mean", "delta_percent"],
+        ["sd", *optional],
+    )
     _unique(shown, "similarity_matrix", ["similarity_train", "similarity_eval"])
     first = list(SIMILARITIES)
     train, evaluated = (
@@ -794,7 +826,7 @@ def similarity_matrix(table: pd.DataFrame) -> Drawn:
         ["similarity_train", "similarity_eval"], kind="stable",
         key=lambda s: s.map((train if s.name == "similarity_train" else evaluated).index),
     )  # fmt: skip
-    figure = _figure(COLUMN, 0.34 * len(train) + 0.95)
+    figure = _figure(COLUMN if len(evaluated) <= 3 else PAGE, 0.34 * len(train) + 0.95)
     axis = figure.subplots()
     limit = float(shown["delta_percent"].abs().max())
     colours, norm = colormaps["RdBu"], Normalize(-(limit or 1), limit or 1)
@@ -804,9 +836,11 @@ def similarity_matrix(table: pd.DataFrame) -> Drawn:
         colour = colours(norm(row.delta_percent))
         luminance = np.dot(colour[:3], (0.2126, 0.7152, 0.0722))
         axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
-        text = f"{row.mean:.3f}\n{row.delta_percent:+.1f} %".replace("-", "−")
+        spread = f" ± {row.sd:.3f}" if np.isfinite(row.sd) else ""
+        star = " *" if optional and row.p_value < 0.05 else ""
+        text = f"{row.mean:.3f}{spread}{star}\n{row.delta_percent:+.1f} %".replace("-", "−")
         axis.text(x, y, text, ha="center", va="center", color="black" if luminance > 0.42 else "white", linespacing=1.1)
-        if row.similarity_train == row.similarity_eval:
+        if len({_RANKED_AS.get(name, name) for name in (row.similarity_train, row.similarity_eval)}) == 1:
             axis.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor=BLACK, linewidth=1.2))
     there = set(zip(shown["similarity_train"], shown["similarity_eval"], strict=True))
     for y, x in ((y, x) for y in range(len(train)) for x in range(len(evaluated))):
@@ -821,10 +855,14 @@ def similarity_matrix(table: pd.DataFrame) -> Drawn:
     axis.grid(False)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    handles = [Patch(fill=False, edgecolor=BLACK, linewidth=1.2, label="same similarity in both")]
+    handles = [Patch(fill=False, edgecolor=BLACK, linewidth=1.2, label="same ranking as in training")]
     if len(there) < len(train) * len(evaluated):
         handles.append(Patch(facecolor="#F2F2F2", edgecolor="#BBBBBB", hatch="////", label="not run"))
-    _legend(figure, handles, "nDCG@10 and its change against the frozen baseline (blue above it, red below it)")
+    spread = ", mean ± sd over seeds," if shown["sd"].notna().any() else ""
+    note = f"nDCG@10{spread} and its change against the frozen baseline (blue above it, red below it)"
+    if optional:
+        note += "; *: p < 0.05 (Holm) against the system's own evaluation"
+    _legend(figure, handles, note)
     return figure, shown
 
 
@@ -869,17 +907,25 @@ def length_relevance(table: pd.DataFrame) -> Drawn:
     table: columns system, retrieved_rate (in a top-10), relevant_rate (judged relevant), and length_decile (1 = shortest)
     or length (mean |d| of a bin; bins hold equally many documents). A rate may be a share of documents, of queries or of
     results: each is drawn relative to its system's mean over the bins, so 1 is the average document
-    (magnitude.rates_by_length gives it so already).
-    shown: the same columns, with retrieved_relative and relevant_relative.
+    (magnitude.rates_by_length gives it so already). Optionally retrieved_low and retrieved_high, the range of retrieved_rate
+    over seeds (empty where there is none), drawn as a band on the same scale, with seeds, their number.
+    shown: the same columns, with retrieved_relative and relevant_relative, and retrieved_low_relative and
+    retrieved_high_relative of a band.
     """
     x = next((name for name in ("length_decile", "length") if name in table.columns), "length_decile")
-    shown = _require(table, "length_relevance", ["system"], [x, "retrieved_rate", "relevant_rate"])
+    band = ["retrieved_low", "retrieved_high"] if {"retrieved_low", "retrieved_high"} & set(table.columns) else []
+    numbers = [x, "retrieved_rate", "relevant_rate", *(["seeds"] if band else [])]
+    shown = _require(table, "length_relevance", ["system"], numbers, band)
     _unique(shown, "length_relevance", ["system", x])
     systems = _in_order(shown["system"])
     shown = shown.sort_values(["system", x], key=lambda s: s.map(systems.index) if s.name == "system" else s)
     for kind in ("retrieved", "relevant"):
         rate = shown[f"{kind}_rate"]
-        shown[f"{kind}_relative"] = rate / rate.groupby(shown["system"]).transform("mean")
+        average = rate.groupby(shown["system"]).transform("mean")
+        shown[f"{kind}_relative"] = rate / average
+        if kind == "retrieved":
+            for edge in band:
+                shown[f"{edge}_relative"] = shown[edge] / average
     figure, axes = _panels(systems, 1.35, sharey=True)
     looks = styles(systems)
     for axis, system in zip(axes, systems, strict=True):
@@ -887,6 +933,9 @@ def length_relevance(table: pd.DataFrame) -> Drawn:
         axis.axhline(1, color="#404040", linewidth=0.6)
         axis.plot(rows[x], rows["relevant_relative"], label="relevant", color="#404040", linestyle=DASHED)
         axis.plot(rows[x], rows["retrieved_relative"], label="retrieved", **(looks[system] | {"linestyle": "-"}))
+        if band:
+            edges = rows["retrieved_low_relative"], rows["retrieved_high_relative"]
+            axis.fill_between(rows[x], *edges, color=looks[system]["color"], alpha=0.22, linewidth=0)
         axis.set_xlabel("decile of $|d|$" if x == "length_decile" else "document length $|d|$")
         axis.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=x == "length_decile"))
         if axis.get_subplotspec().is_first_col():
@@ -896,6 +945,9 @@ def length_relevance(table: pd.DataFrame) -> Drawn:
         Line2D([], [], color="#404040", marker="o", label="in a top-10 list"),
         Line2D([], [], color="#404040", linestyle=DASHED, label="judged relevant"),
     ]
+    if band and len(several := shown.loc[shown["seeds"] > 1, "seeds"]):
+        label = f"band: range of {_seeds(several)}"
+        handles.append(Patch(facecolor="#404040", alpha=0.22, linewidth=0, label=label))
     _legend(figure, handles)
     return figure, shown
 
@@ -904,10 +956,12 @@ def length_relevance(table: pd.DataFrame) -> Drawn:
 def ablation_grid(table: pd.DataFrame) -> Drawn:
     """What moves nDCG@10: learning rate along the axis, one panel a start, one line a similarity, the baseline dotted.
 
-    table: columns similarity, start, lr, mean, ci_low, ci_high (95 %), baseline; one row a combination. Points of one
-    learning rate stand a little apart so that their intervals can be told from each other. shown: the same columns.
+    table: columns similarity, start, lr, mean, ci_low, ci_high (95 %), baseline, and optionally seeds, the number of runs
+    behind a mean, which the note then says; one row a combination. Points of one learning rate stand a little apart so that
+    their intervals can be told from each other. shown: the same columns.
     """
-    shown = _require(table, "ablation_grid", ["similarity", "start"], ["lr", "mean", "baseline"], ["ci_low", "ci_high"])
+    numbers = ["lr", "mean", "baseline", *(["seeds"] if "seeds" in table.columns else [])]
+    shown = _require(table, "ablation_grid", ["similarity", "start"], numbers, ["ci_low", "ci_high"])
     _unique(shown, "ablation_grid", ["similarity", "start", "lr"])
     baseline = _baseline(shown, "ablation_grid")
     if not (shown["lr"] > 0).all():
@@ -941,7 +995,8 @@ def ablation_grid(table: pd.DataFrame) -> Drawn:
         *_handles({name: looks[name] for name in similarities}),
         Line2D([], [], label="baseline", **_BASELINE_LINE),
     ]
-    _legend(figure, handles, "bar: 95 % interval")
+    mean = f"mean of {_seeds(shown['seeds'])}, " if "seeds" in shown.columns else ""
+    _legend(figure, handles, f"{mean}bar: 95 % interval")
     return figure, shown
 
 

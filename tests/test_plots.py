@@ -1,12 +1,14 @@
 """Figures: what is drawn is what the table says, in its physical size; a wrong table is refused; saved files are the same twice."""
 
 import io
+import itertools
 
 import matplotlib
 import matplotlib.text
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -58,12 +60,12 @@ def history(systems=TRAINED, seeds=5, epochs=3):
             for step in range(0, epochs * 156, 10):
                 where = {"system": system, "seed": seed, "step": step, "epoch": step / 156, "split": "train"}
                 dot = 0.35 if SYSTEMS[system].similarity == "dot" else 0.2 if "norm" in system else 0.0
+                dot = 5e-4 if system == "asym-cos-identity" else dot
                 for side in ("query", "document"):
                     if system == "respred" and side == "document":
                         continue
-                    if (system, side) in (("asym-qnorm", "query"), ("asym-dnorm", "document")):
-                        dot = 0.0
-                    share = dot * (1 + 0.15 * random.standard_normal())
+                    across = (system, side) in (("asym-qnorm", "query"), ("asym-dnorm", "document"))
+                    share = (0.0 if across else dot) * (1 + 0.15 * random.standard_normal())
                     rows.append(where | {"name": f"gradient.{side}.radial_share", "value": share})
     return pd.DataFrame(rows)[list(magnitude.HISTORY_COLUMNS)]
 
@@ -112,14 +114,17 @@ def similarity_table():
         ("euclidean", "euclidean"): 0.341,
     }  # fmt: skip
     return pd.DataFrame(
-        [(a, b, mean, (mean / 0.586 - 1) * 100) for (a, b), mean in means.items()],
-        columns=["similarity_train", "similarity_eval", "mean", "delta_percent"],
+        [
+            (a, b, mean, 0.004 if a == "dot" else np.nan, (mean / 0.586 - 1) * 100, np.nan if a == b else 20 * mean - 6)
+            for (a, b), mean in means.items()
+        ],
+        columns=["similarity_train", "similarity_eval", "mean", "sd", "delta_percent", "p_value"],
     )
 
 
 def length_table(systems=("baseline", "asym-dot", "asym-cos", "asym-cos-identity")):
     decile = np.arange(1, 11)
-    return pd.concat(
+    table = pd.concat(
         [
             pd.DataFrame(
                 {
@@ -130,6 +135,12 @@ def length_table(systems=("baseline", "asym-dot", "asym-cos", "asym-cos-identity
             for system in systems
         ]
     )  # fmt: skip
+    single = table["system"] == "baseline"
+    return table.assign(
+        retrieved_low=(0.9 * table["retrieved_rate"]).mask(single),
+        retrieved_high=(1.2 * table["retrieved_rate"]).mask(single),
+        seeds=np.where(single, 1, 5),
+    )
 
 
 def ablation_table():
@@ -138,8 +149,8 @@ def ablation_table():
         for i, similarity in enumerate(("dot", "cosine", "euclidean")):
             for j, lr in enumerate((1e-4, 1e-3, 5e-3, 2e-2)):
                 mean = 0.6 - (0.1 if start == "random" else 0.01) * (i != 1) - 0.02 * j * j
-                rows.append((similarity, start, lr, mean, mean - 0.012, mean + 0.01, 0.586))
-    return pd.DataFrame(rows, columns=["similarity", "start", "lr", "mean", "ci_low", "ci_high", "baseline"])
+                rows.append((similarity, start, lr, mean, mean - 0.012, mean + 0.01, 0.586, 3))
+    return pd.DataFrame(rows, columns=["similarity", "start", "lr", "mean", "ci_low", "ci_high", "baseline", "seeds"])
 
 
 def hubness_table():
@@ -251,7 +262,8 @@ def test_a_figure_with_an_interval_says_which(name, drawn, monkeypatch):
     says = {
         "trajectories": "band: range of 5 seeds", "gradient_shares": "band: range of 5 seeds",
         "growth_split": "line: ± 1 sd of the total", "systems_forest": "95 % interval (seeds and queries)",
-        "ablation_grid": "bar: 95 % interval", "hubness_bars": "± 1 sd over seeds", "smoke_full": "bar: 95 % interval",
+        "ablation_grid": "mean of 3 seeds, bar: 95 % interval", "length_relevance": "band: range of 5 seeds",
+        "similarity_matrix": "mean ± sd over seeds", "hubness_bars": "± 1 sd over seeds", "smoke_full": "bar: 95 % interval",
         "oracle_room": "bar: 95 % interval", "case_log": "one run", "parity": "tolerance ± 0.0005",
     }  # fmt: skip
     assert says.get(name, "") in text
@@ -416,7 +428,31 @@ def test_gradient_shares_draw_both_sides_over_the_steps(drawn):
         table = shown[(shown["system"] == "asym-dot") & (shown["name"] == f"gradient.{side}.radial_share")]
         np.testing.assert_array_equal(line.get_xdata(), table["step"])
         np.testing.assert_array_equal(line.get_ydata(), table["mean"])
-    assert len(lines(figure, "respred")) == 1 and set(shown["split"]) == {"train"}
+    assert set(shown["split"]) == {"train"}
+    rows = history(["asym-dot"])
+    rows.loc[rows["name"] == "gradient.query.radial_share", "value"] /= 20
+    query, document = plots.gradient_shares(rows)[0].axes
+    assert query.get_ylim()[1] < 0.04 < 0.4 < document.get_ylim()[1]  # each panel has its own scale
+
+
+def test_a_tangential_system_is_named_and_not_drawn(drawn, monkeypatch):
+    figure, shown = drawn["gradient_shares"]
+    said = " ".join(" ".join(text for text, _, _ in texts_on(figure, monkeypatch)).split())
+    assert "exactly tangential: asym-cos, asym-euclidean, iso15-pred12, respred;" in said
+    assert "tangential but for a share below 0.001: asym-cos-identity" in said
+    named = ["asym-cos", "asym-euclidean", "iso15-pred12", "respred", "asym-cos-identity"]
+    assert not any(lines(figure, system) for system in named) and set(named) < set(shown["system"])
+    # on one side only: drawn, on both panels, and so is a share that rises once
+    assert [len(lines(figure, system)) for system in ("asym-qnorm", "asym-dnorm")] == [2, 2]
+    rows = history(["asym-cos"])
+    rows.loc[(rows["split"] == "train") & (rows["step"] == 50) & (rows["seed"] == 3), "value"] = 2e-3
+    assert len(lines(plots.gradient_shares(rows)[0], "asym-cos")) == 2
+
+
+def test_only_tangential_systems_leave_their_names(monkeypatch):
+    figure, _ = plots.gradient_shares(history(), ["respred", "asym-cos"])
+    assert "training batches; exactly tangential: respred, asym-cos" in [t for t, _, _ in texts_on(figure, monkeypatch)]
+    assert not any(axis.lines for axis in figure.axes)
 
 
 def bars(axis, part):
@@ -527,8 +563,44 @@ def test_the_matrix_writes_each_cell_where_it_belongs(drawn):
     assert len(written) == len(shown) == 8
     for row in shown.itertuples():
         at = columns.index(row.similarity_eval), rows.index(row.similarity_train)
-        assert written[at] == f"{row.mean:.3f}\n{row.delta_percent:+.1f} %".replace("-", "−")
+        spread = " ± 0.004" if row.similarity_train == "dot" else ""
+        star = " *" if (row.similarity_train, row.similarity_eval) in STARRED else ""
+        assert written[at] == f"{row.mean:.3f}{spread}{star}\n{row.delta_percent:+.1f} %".replace("-", "−")
     assert (columns.index("cosine"), rows.index("euclidean")) not in written  # not run
+
+
+STARRED = {("dot", "euclidean"), ("euclidean", "dot")}  # 20 * mean - 6 < 0.05, and not of its own evaluation
+
+
+def test_a_matrix_without_tests_or_seeds_says_nothing_of_them(monkeypatch):
+    table = similarity_table()
+    with_p, _ = plots.similarity_matrix(table)
+    said = [text for text, _, _ in texts_on(with_p, monkeypatch)]
+    assert any("*: p < 0.05 (Holm) against" in " ".join(text.split()) for text in said)
+    figure, shown = plots.similarity_matrix(table.drop(columns="p_value").assign(sd=np.nan))
+    said = [text for text, _, _ in texts_on(figure, monkeypatch)]
+    assert not any("*" in text or "±" in text for text in said) and "p_value" not in shown.columns
+
+
+def test_the_matrix_frames_what_ranks_as_in_training(monkeypatch):
+    names = list(losses.SIMILARITIES)
+    cells = [(a, b, 0.3, 0.01, -40.0) for a in names for b in names]
+    columns = ["similarity_train", "similarity_eval", "mean", "sd", "delta_percent"]
+    figure, _ = plots.similarity_matrix(pd.DataFrame(cells, columns=columns))
+    framed = {
+        (names[round(patch.get_y() + 0.46)], names[round(patch.get_x() + 0.46)])
+        for patch in figure.axes[0].patches
+        if not patch.get_fill() and not patch.get_hatch()
+    }
+    # the same by the formulas: rank the same documents for the same queries with each pair of similarities
+    q, d = torch.from_numpy(np.random.default_rng(RNG_SEED).standard_normal((2, 40, 5)))
+    order = {name: losses.score_matrix(q, d, name).argsort(dim=1).tolist() for name in names}
+    assert framed == {(a, b) for a in names for b in names if order[a] == order[b]}
+    assert ("qnorm", "dot") in framed and ("dnorm", "cosine") in framed and len(framed) == 9
+    texts = texts_on(figure, monkeypatch)
+    assert "same ranking as in training" in [text for text, _, _ in texts]
+    boxes = sorted((box for text, _, box in texts if "±" in text and "\n−" in text), key=lambda box: (box.y0, box.x0))
+    assert len(boxes) == 25 and all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes) if a.y0 == b.y0)
 
 
 def test_length_relevance_is_relative_to_the_average_document(drawn):
@@ -550,6 +622,24 @@ def test_length_relevance_is_relative_to_the_average_document(drawn):
     assert other.axes[0].get_xlabel() == "document length $|d|$"
 
 
+def test_the_band_of_length_relevance_is_on_the_scale_of_its_line(drawn, monkeypatch):
+    figure, shown = drawn["length_relevance"]
+    for axis, system in zip(figure.axes, shown["system"].unique(), strict=True):
+        (line,) = [line for line in axis.lines if line.get_label() == "retrieved"]
+        (band,) = axis.collections
+        if system == "baseline":  # one run: no range
+            assert not len(band.get_paths())
+            continue
+        corners = band.get_paths()[0].vertices
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
+            at = corners[corners[:, 0] == x, 1]
+            assert (at.min(), at.max()) == (pytest.approx(0.9 * y), pytest.approx(1.2 * y))
+    bare = length_table().drop(columns=["retrieved_low", "retrieved_high"])
+    figure, shown = plots.length_relevance(bare)
+    assert not any(axis.collections for axis in figure.axes) and "seeds" not in shown.columns
+    assert not any("band" in text for text, _, _ in texts_on(figure, monkeypatch))
+
+
 def test_ablation_lines_are_the_means_and_intervals_of_their_panel(drawn):
     figure, shown = drawn["ablation_grid"]
     for axis, start in zip(figure.axes, ("random", "identity"), strict=True):
@@ -562,6 +652,17 @@ def test_ablation_lines_are_the_means_and_intervals_of_their_panel(drawn):
             spans = [segment[:, 1] for segment in collection.get_segments()]
             np.testing.assert_array_equal(spans, table[["ci_low", "ci_high"]])
         assert any(list(line.get_ydata()) == [0.586, 0.586] for line in axis.lines)
+
+
+def test_the_ablations_say_how_many_seeds_if_the_table_does(monkeypatch):
+    table = ablation_table()
+    said = {
+        "mean of 3 to 5 seeds, bar: 95 % interval": table.assign(seeds=[3] * 12 + [5] * 12),
+        "mean of 1 seed, bar: 95 % interval": table.assign(seeds=1),
+        "bar: 95 % interval": table.drop(columns="seeds"),
+    }
+    for note, rows in said.items():
+        assert note in [text for text, _, _ in texts_on(plots.ablation_grid(rows)[0], monkeypatch)]
 
 
 def test_hubness_bars_have_the_tables_lengths(drawn):
@@ -630,6 +731,8 @@ TABLES = {
 }
 UNUSED = {  # columns of the real tables that a figure does not show
     "growth_split": {"length_share"},
+    "similarity_matrix": {"p_value"},
+    "ablation_grid": {"seeds"},
     "case_log": {"query_length", "document_length", "length_share"},
     "systems_forest": {"sd", "seeds", "similarity_train", "similarity_eval", "encoder", "pairs"},
 }
