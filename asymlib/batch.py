@@ -433,6 +433,7 @@ class _Batch:
         self.folder, self.scratch, self.workers = folder, scratch, workers
         self.gpus, self.free_gpus = bool(gpus), list(gpus)
         self.jobs = {job.id: job for job in jobs}
+        self.alone = _alone(jobs)
         self.ready_at = {job.id: 0.0 for job in jobs}  # time.monotonic() before which a job is not started again
         self.running: dict[str, _Child] = {}
         self.changed: dict[str, str] = {}  # jobs that would be as before, but for an output
@@ -518,7 +519,8 @@ class _Batch:
         notes = [f"gpu {gpu}"] * self.gpus + [f"attempt {attempt}"] * (attempt > 1)
         self._say(f"start    {job.id}  {', '.join(notes)}".rstrip())
         scratch = self.scratch / f"{job.id}-{attempt}"
-        self.running[job.id] = _Child(job, self.folder, scratch, _environment(gpu, self.workers), gpu, attempt)
+        workers = 1 if job.id in self.alone else self.workers
+        self.running[job.id] = _Child(job, self.folder, scratch, _environment(gpu, workers), gpu, attempt)
 
     def _finish(self, child: "_Child") -> None:
         id, attempt = child.job.id, self.ledger[child.job.id]["attempts"]
@@ -588,6 +590,19 @@ def _sha256(output: str) -> str | None:
     """SHA-256 of an output; None for a folder, of which only its existence counts."""
     path = project_path(output)
     return sha256_file(path) if path.is_file() else None
+
+
+def _alone(jobs: Sequence[Job]) -> set[str]:
+    """The jobs that no other can run beside, because each other job is before or after them: these get every core.
+
+    Decided by the list and not by what happens to run: sums in floating point depend on the number of threads.
+    """
+    before: dict[str, set[str]] = {}
+    needs = {job.id: job.needs for job in jobs}
+    for id in graphlib.TopologicalSorter(needs).static_order():
+        before[id] = set(needs[id]).union(*(before[need] for need in needs[id]))
+    after = {id: sum(id in earlier for earlier in before.values()) for id in before}
+    return {id for id in before if len(before[id]) + after[id] + 1 == len(jobs)}
 
 
 def _environment(gpu: str | None, workers: int) -> dict[str, str]:

@@ -482,6 +482,16 @@ def test_jobs_at_a_time_share_the_cores(monkeypatch):
     assert batch._environment(None, 3)["OMP_NUM_THREADS"] == "1"  # the user's own choice stays
 
 
+def test_a_job_that_none_can_run_beside_gets_every_core():
+    def job(id, *needs):
+        return batch.Job(id, "n.ipynb", {}, needs, (), 1.0)
+
+    chain_and_fork = [job("a"), job("b", "a"), job("c", "a"), job("d", "b", "c")]
+    assert batch._alone(chain_and_fork) == {"a", "d"}
+    assert batch._alone([job("a"), job("b")]) == set()
+    assert batch._alone([job("only")]) == {"only"}
+
+
 # --- real kernels ---
 
 PROBE = """
