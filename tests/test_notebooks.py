@@ -43,7 +43,13 @@ def tiny_jobs(path):
     jobs = yaml.safe_load((ROOT / "notebooks/reproduce.yaml").read_text(encoding="utf-8"))
     packages = {"test": ["seaborn", "jedi"], "validation": ["datasets"], "train": ["networkx"]}
     small = {
-        "01-data": {"limit_train": 320, "limit_validation": 80, "limit_per_collection": 60, "max_length": 32, "packages": packages},
+        "01-data": {
+            "limit_train": 320,
+            "limit_validation": 80,
+            "limit_per_collection": 60,
+            "max_length": 32,
+            "packages": packages,
+        },
         "02-{system}": {"seeds": [0, 1], "changes": {"epochs": 2, "batch_size": 16}},
         "05-ablations": {"seeds": [0, 1], "lrs": [1e-3], "batch_size": 64},
     }
