@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+from asymlib import files
 
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,3 +21,23 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "real" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="set ASYMLIB_DATA to the folder with the real data"))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Matrices this small gain nothing from threads, and lose much where other programs want the same cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every temporary file is the device that is always full, so the kernel itself answers ENOSPC."""
+
+    def made(dir: Path, prefix: str, suffix: str) -> tuple[int, str]:
+        path = Path(dir) / f"{prefix}full{suffix}"
+        path.symlink_to("/dev/full")
+        return os.open(os.devnull, os.O_RDONLY), str(path)
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", made)

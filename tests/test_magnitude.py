@@ -16,13 +16,7 @@ from asymlib.systems import System
 SMALL = System("small", similarity="dot", temperature=0.5, lr=1e-2, batch_size=16, epochs=2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small gain nothing from threads, and lose much where other programs want the same cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

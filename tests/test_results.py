@@ -5,7 +5,6 @@ import math
 import os
 import re
 import threading
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ import pytest
 
 from asymlib import files, results
 from asymlib.errors import InputError
+from tests.conftest import full_disk
 
 ORIGIN = {"parameters": {"seeds": 5}, "data": {"study": "abc"}, "seeds": [0, 1]}
 TABLE = pd.DataFrame({"name": ["a", "b"], "value": [0.1234567891, 2.0], "count": [3, 4]})
@@ -142,17 +142,6 @@ def test_a_name_that_is_neither_csv_nor_parquet_is_refused_and_leaves_nothing(tm
     with pytest.raises(InputError, match=r"table\.xlsx: expected a name that ends in \.csv or \.parquet"):
         results.write_table(tmp_path, "table.xlsx", TABLE, ORIGIN)
     assert list(tmp_path.iterdir()) == []
-
-
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every temporary file is the device that is always full, so the kernel itself answers ENOSPC."""
-
-    def made(dir: Path, prefix: str, suffix: str) -> tuple[int, str]:
-        path = Path(dir) / f"{prefix}full{suffix}"
-        path.symlink_to("/dev/full")
-        return os.open(os.devnull, os.O_RDONLY), str(path)
-
-    monkeypatch.setattr(files.tempfile, "mkstemp", made)
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.parquet"])

@@ -3,29 +3,22 @@
 import errno
 import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from asymlib import files, heads, losses, train
+from asymlib import heads, losses, train
 from asymlib.errors import InputError
 from asymlib.magnitude import Recorder, wide
 from asymlib.systems import System, get_system
+from tests.conftest import full_disk
 
 DIM, BATCH = 16, 16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small gain nothing from threads, and lose much where other programs want the same cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pair_vectors(
@@ -468,17 +461,6 @@ def test_a_folder_without_config_is_not_a_finished_run(tmp_path, finished):
     (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match=r"config\.json: no such file"):
         train.load_runs(tmp_path)
-
-
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every temporary file is the device that is always full, so the kernel itself answers ENOSPC."""
-
-    def made(dir: Path, prefix: str, suffix: str) -> tuple[int, str]:
-        path = Path(dir) / f"{prefix}full{suffix}"
-        path.symlink_to("/dev/full")
-        return os.open(os.devnull, os.O_RDONLY), str(path)
-
-    monkeypatch.setattr(files.tempfile, "mkstemp", made)
 
 
 def test_a_full_disk_while_saving_leaves_the_earlier_runs_whole(tmp_path, finished, monkeypatch):
