@@ -40,7 +40,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -121,10 +121,10 @@ def read_jobs(path: str | Path) -> tuple[str, list[Job]]:
     except graphlib.CycleError as error:
         raise InputError(f"{path}: jobs need each other in a circle: {' -> '.join(reversed(error.args[1]))}") from error
 
-    problems, code = [], _code_fingerprint()
+    problems: list[str] = []
     for id in order:
         try:
-            jobs[id] = _check_job(jobs[id], code, [jobs[need].fingerprint for need in jobs[id].needs])
+            jobs[id] = _check_job(jobs[id], [jobs[need].fingerprint for need in jobs[id].needs])
         except InputError as error:
             problems.append(f"{where[id]}: job {id!r}: {error}")
     if problems:
@@ -242,7 +242,7 @@ def _find(notebook: str, path: Path) -> str:
     return os.path.relpath(beside) if beside.exists() and not Path(notebook).exists() else notebook
 
 
-def _check_job(job: Job, code: str, upstream: list[str]) -> Job:
+def _check_job(job: Job, upstream: list[str]) -> Job:
     """The job with its parameters converted to the notebook's types, and its fingerprint."""
     cells, kinds = read_parameters(job.notebook)
     parameters, problems = {}, []
@@ -257,17 +257,51 @@ def _check_job(job: Job, code: str, upstream: list[str]) -> Job:
             problems.append(f"parameter {name!r}: expected {kind}, not {type(value).__name__} {value!r}")
     if problems:
         raise InputError("; ".join(problems))
-    parts = [cells, parameters, code, upstream]
+    parts = [cells, parameters, _code_fingerprint(cells), upstream]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return replace(job, parameters=parameters, fingerprint=fingerprint)
 
 
-def _code_fingerprint() -> str:
-    """One hash for the package's source and the pinned requirements: what a result depends on besides its notebook."""
+def _code_fingerprint(cells: list) -> str:
+    """One hash for what a notebook's result depends on besides itself: the modules of the package that it imports, directly
+    or through each other, with the style sheet of plots and the templates of writeup, and the pinned requirements.
+    """
     package = Path(__file__).resolve().parent
-    files = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".mplstyle", ".j2"))
+    modules = {path.stem: path for path in package.glob("*.py")}
+    wanted = [
+        *({"__init__"} & set(modules)),
+        *(name for kind, _, source in cells if kind == "code" for name in _imported(source, modules)),
+    ]
+    used: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        if name not in used:
+            used.add(name)
+            wanted += _imported(modules[name].read_text(encoding="utf-8"), modules)
+    files = [modules[name] for name in used]
+    files += [path for owner, glob in (("plots", "*.mplstyle"), ("writeup", "templates/*.j2")) if owner in used
+              for path in package.glob(glob)]  # fmt: skip
     files.append(package.parent / "requirements.txt")
-    return " ".join(f"{file.relative_to(package.parent)}={sha256_file(file)}" for file in files if file.exists())
+    return " ".join(
+        f"{file.relative_to(package.parent)}={sha256_file(file)}" for file in sorted(files) if file.exists()
+    )
+
+
+def _imported(source: str, modules: Iterable[str]) -> set[str]:
+    """The package's own modules that a source imports, anywhere in it; all of them where it is no plain Python."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except SyntaxError:  # a cell with a magic
+        return set(modules)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "asymlib") == "asymlib":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.removeprefix("asymlib."))
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("asymlib.") for alias in node.names}
+    return found & set(modules)
 
 
 # --- parameters of a notebook --------------------------------------------------------------------------------------

@@ -405,22 +405,51 @@ def test_resume_runs_what_changed_and_what_depends_on_it(pretend, monkeypatch):
     assert pretend(CHAIN) == (0, ["a", "b", "c", "d"])  # without --resume all of it
 
 
-def test_the_packages_source_is_part_of_the_fingerprint(root, monkeypatch, tmp_path):
+def test_what_a_notebook_imports_is_part_of_its_fingerprint(root, monkeypatch, tmp_path):
     package = tmp_path / "asymlib"
     (package / "templates").mkdir(parents=True)
-    (package / "batch.py").write_text("a = 1\n")
+    sources = {
+        "__init__.py": "",
+        "batch.py": "",
+        "losses.py": "",
+        "train.py": "from asymlib import losses\nimport numpy",
+        "plots.py": "from asymlib.errors import InputError",
+        "errors.py": "",
+        "writeup.py": "import asymlib.errors",
+        "paper.mplstyle": "",
+        "templates/page.md.j2": "",
+    }
+    for name, source in sources.items():
+        (package / name).write_text(source)
     monkeypatch.setattr(batch, "__file__", str(package / "batch.py"))
-    notebook("n.ipynb")
-    listing("name: x\njobs: [{id: a, notebook: n.ipynb}]")
-    first = batch.read_jobs("jobs.yaml")[1][0].fingerprint
-    assert first == batch.read_jobs("jobs.yaml")[1][0].fingerprint
-    for added in ("losses.py", "paper.mplstyle", "templates/page.md.j2", "templates/deeper.py"):
-        (package / added).write_text("b = 1\n")
-        second = batch.read_jobs("jobs.yaml")[1][0].fingerprint
-        assert second != first, added
-        first = second
-    (package / "templates/page.md.j2").write_text("b = 2\n")
-    assert batch.read_jobs("jobs.yaml")[1][0].fingerprint != first
+    imports = {
+        "train": "from asymlib import train",
+        "plot": "def f():\n    import asymlib.plots",
+        "page": "from asymlib.writeup import write",
+        "magic": "%time from asymlib import errors",
+    }
+    for name, source in imports.items():
+        notebook(f"{name}.ipynb", source)
+    listing("name: x\njobs:\n" + "".join(f"  - {{id: {name}, notebook: {name}.ipynb}}\n" for name in imports))
+
+    def fingerprints():
+        return {job.id: job.fingerprint for job in batch.read_jobs("jobs.yaml")[1]}
+
+    everything = set(imports)
+    for changed, expected in (
+        ("losses.py", {"train", "magic"}),
+        ("train.py", {"train", "magic"}),
+        ("errors.py", {"plot", "page", "magic"}),
+        ("paper.mplstyle", {"plot", "magic"}),
+        ("templates/page.md.j2", {"page", "magic"}),
+        ("batch.py", {"magic"}),
+        ("__init__.py", everything),
+    ):
+        before = fingerprints()
+        assert before == fingerprints()
+        (package / changed).write_text((package / changed).read_text() + "\n# changed")
+        after = fingerprints()
+        assert {id for id in after if after[id] != before[id]} == expected, changed
 
 
 def test_resume_runs_what_lost_an_output_or_the_bytes_it_wrote(pretend, capsys):
