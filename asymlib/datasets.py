@@ -42,6 +42,8 @@ from asymlib.errors import InputError, run_command
 from asymlib.files import read_json, sha256_file, write_json, write_text
 
 DATA_VARIABLE = "ASYMLIB_DATA"
+# Nothing of the tested collections | their documents' text | their training judgements
+TRACKS = ("zero-shot", "adapted", "in-domain")
 
 
 # nDCG@10 of frozen encoders on BEIR test sets, from the result files of the MTEB leaderboard (title + " " + text).
@@ -99,13 +101,25 @@ class Pairs:
     @cached_property
     def passage(self) -> np.ndarray:
         """int64 (N,): the number of each row's document text, equal for equal texts, counted by first appearance."""
-        numbers: dict[str, int] = {}
-        return np.array([numbers.setdefault(doc, len(numbers)) for doc in self.docs], dtype=np.int64)
+        return _numbered(self.docs)
+
+    @cached_property
+    def query_number(self) -> np.ndarray:
+        """int64 (N,): the same for the queries."""
+        return _numbered(self.queries)
+
+
+def _numbered(texts: list[str]) -> np.ndarray:
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Study:
-    """What one line of work trains, validates and tests on; content_sha256 covers every file it is read from."""
+    """What one line of work trains, validates and tests on; content_sha256 covers every file it is read from.
+
+    track: what training may know of the tested collections: one of TRACKS.
+    """
 
     name: str
     train: Pairs
@@ -113,6 +127,7 @@ class Study:
     tests: dict[str, Collection]
     content_sha256: str
     folder: Path
+    track: str = "zero-shot"
 
 
 # ---------------------------------------------------------------------------------------------------- reading files
@@ -360,11 +375,16 @@ def _lines(records: Iterable[dict]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-STUDY_SOURCES = ("docstrings", "real", "folder")  # the key "source" of study.json: which function built the study
+STUDY_SOURCES = (
+    "docstrings",
+    "real",
+    "folder",
+    "target",
+)  # the key "source" of study.json: which function built the study
 
 
 def study_source(folder: str | Path) -> str:
-    """Which function built a study: "docstrings" (docstring_study), "real" (real_study) or "folder" (folder_study).
+    """Which function built a study: "docstrings" (docstring_study), "real" (real_study), "folder" or "target".
 
     A study.json without that key, written before it existed, is an InputError; building the study again adds it.
     """
@@ -382,10 +402,11 @@ def open_study(folder: str | Path) -> Study:
     """Read a study; a file that is missing or altered since study.json was written is an InputError that names it."""
     folder = Path(folder)
     if not (folder / "study.json").is_file():
-        raise InputError(
-            f"{folder}: holds no study.json; build it with docstring_study, real_study or folder_study first"
-        )
+        raise InputError(f"{folder}: holds no study.json; build it with docstring_study or another ..._study first")
     study = _read_study(folder)
+    track = study.get("track", "zero-shot")
+    if track not in TRACKS:
+        raise InputError(f"{folder / 'study.json'}: field 'track' is {track!r}, expected one of {', '.join(TRACKS)}")
     tests = {
         entry["name"]: load_beir(
             _collection_folder(entry, folder),
@@ -403,6 +424,7 @@ def open_study(folder: str | Path) -> Study:
         tests=tests,
         content_sha256=study["content_sha256"],
         folder=folder,
+        track=track,
     )
 
 
@@ -993,6 +1015,137 @@ def _whole_passages(rows: list[tuple[str, str]], limit: int) -> list[tuple[str, 
             taken += group
             held.update(*(_ends(text) for pair in group for text in pair))
     return taken
+
+
+# ------------------------------------------------------------------------------------ pairs of the tested collection
+
+TARGET_RECIPE = 1  # raised whenever the pairs that come out of the same files change
+OWN_TITLES = 0.9  # share of the documents with a title of their own, from which on titles serve as queries
+BEGINNING_WORDS = (3, 32)  # words of a first sentence that serves as a query
+FIRST_WORDS = 8  # words that serve as a query where there is no such sentence; also the fewest that must be left
+TARGET_PAIRS = 10_000
+POSITIVES_A_QUERY = 4
+
+
+def target_study(
+    out_folder: str | Path,
+    collection: str | Path,
+    labels: bool = False,
+    limit_train: int = TARGET_PAIRS,
+    limit_validation: int = 500,
+    seed: int = 0,
+) -> Study:
+    """Build a study that trains on the collection it tests, or open it if it is there.
+
+    collection: a folder in BEIR's layout with qrels/test.tsv.
+    labels: False, track "adapted": no judgement is read, pairs are made of the documents' text alone. Where at least
+        OWN_TITLES of the documents have a title that no other has, title -> text. Otherwise the text's beginning -> its
+        rest, as in the inverse cloze task (Lee et al. 2019, arXiv:1906.00300): the first sentence if it has 3 to 32
+        words, else the first 8 words; the rest must have at least 8. One pair a document.
+        True, track "in-domain": the pairs of qrels/train.tsv with a grade above 0, of each query at most
+        POSITIVES_A_QUERY, the highest grades first and equal ones by content hash.
+    A pair whose query or document shares text with a test query (first or last 120 letters and digits, casefolded) is
+    left out and counted; with ArguAna, whose test queries are documents, these documents give no pair.
+    Validation: in an order drawn by `seed`, whole queries with all their pairs, until limit_validation pairs or a
+    tenth of all are reached. Without labels, no training pair shares text with a validation pair; with labels, no query
+    of theirs does, while documents may be relevant to both, as they are to test queries.
+    limit_train, limit_validation: pairs at most. Fewer than FOLDER_MIN_PAIRS of either are an InputError.
+    """
+    out_folder, folder = Path(out_folder), Path(os.path.abspath(collection))
+    tested = load_beir(folder)
+    parameters = {
+        "recipe": TARGET_RECIPE,
+        "labels": labels,
+        "limit_train": limit_train,
+        "limit_validation": limit_validation,
+        "seed": seed,
+    }
+    used = ["corpus.jsonl", *(["queries.jsonl", "qrels/train.tsv"] if labels else [])]
+    if missing := [folder / file for file in used if not (folder / file).is_file()]:
+        raise InputError(f"{missing[0]}: no such file; it is needed for training pairs")
+    identity = {
+        "source": "target",
+        "track": "in-domain" if labels else "adapted",
+        "collections": [_collection_entry(folder.name, _below_root(folder), folder)],
+        "parameters": parameters,
+        "sources": {file: sha256_file(folder / file) for file in used},
+    }
+    if _stored(out_folder, identity):
+        return open_study(out_folder)
+
+    rows, made_of = _judged_pairs(folder) if labels else _text_pairs(folder / "corpus.jsonl")
+    clean = _without(set().union(*map(_ends, tested.queries)), rows)
+    order = np.random.default_rng(seed).permutation(len(clean))
+    clean = [clean[i] for i in order]
+    by_query: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for query, doc in clean:
+        by_query[_same_words(query)].append((query, doc))
+    validation: list[tuple[str, str]] = []
+    for group in by_query.values():
+        if len(validation) + len(group) <= min(limit_validation, len(clean) // 10):
+            validation += group
+    held = set().union(*(_ends(text) for query, doc in validation for text in ([query] if labels else [query, doc])))
+    if labels:
+        left = [(query, doc) for query, doc in clean if held.isdisjoint(_ends(query))]
+    else:
+        left = _without(held, clean)
+    train = left[:limit_train]
+    if min(len(train), len(validation)) < FOLDER_MIN_PAIRS:
+        raise InputError(
+            f"{folder}: {len(train)} training and {len(validation)} validation pairs of {len(rows)} ({made_of}); "
+            f"expected at least {FOLDER_MIN_PAIRS} of each"
+        )
+    (out_folder / "study.json").unlink(missing_ok=True)
+    study = {
+        "name": out_folder.resolve().name,
+        **identity,
+        "pairs_made_of": made_of,
+        "counts": {
+            "train": len(train),
+            "validation": len(validation),
+            "removed": {
+                "overlap_with_test_queries": len(rows) - len(clean),
+                "overlap_with_validation": len(clean) - len(validation) - len(left),
+                "over_the_limit": len(left) - len(train),
+            },
+        },
+    }
+    _write_study(out_folder, study, train, validation)
+    return open_study(out_folder)
+
+
+def _judged_pairs(folder: Path) -> tuple[list[tuple[str, str]], str]:
+    """Pairs of the train split: of each query the POSITIVES_A_QUERY best documents."""
+    collection = load_beir(folder, "train")
+    text = dict(zip(collection.doc_ids, collection.docs, strict=True))
+    rows = []
+    for key, query in zip(collection.query_ids, collection.queries, strict=True):
+        found = [(-grade, _pair_hash((query, text[doc])), text[doc]) for doc, grade in collection.qrels[key].items()
+                 if grade > 0 and text.get(doc)]  # fmt: skip
+        rows += [(query, doc) for _, _, doc in sorted(found)[:POSITIVES_A_QUERY]]
+    return rows, "training judgements"
+
+
+def _text_pairs(corpus: Path) -> tuple[list[tuple[str, str]], str]:
+    """One pair of each document's own text, and what it is made of."""
+    fields = [
+        (_text(record, "title", where, ""), _text(record, "text", where)) for where, record in _json_lines(corpus)
+    ]
+    times = Counter(_same_words(title) for title, _ in fields)
+    own = sum(bool(title) and times[_same_words(title)] == 1 for title, _ in fields)
+    if own >= OWN_TITLES * len(fields):
+        return [(title, text) for title, text in fields if title and text], "title and text"
+    return [pair for _, text in fields if (pair := _beginning_and_rest(text))], "beginning and rest"
+
+
+def _beginning_and_rest(text: str) -> tuple[str, str] | None:
+    first = _SENTENCE_END.split(text, maxsplit=1)[0]
+    low, high = BEGINNING_WORDS
+    if not low <= len(first.split()) <= high or len(first) == len(text):
+        first = " ".join(text.split()[:FIRST_WORDS])
+        text = " ".join(text.split())
+    rest = text[len(first) :].strip()
+    return (first, rest) if len(rest.split()) >= FIRST_WORDS else None
 
 
 # ---------------------------------------------------------------------------------------------------------- downloads
