@@ -14,7 +14,7 @@ so relative outputs, and the paths in the ledger, start there:
       - id: 02-{system}                             # foreach: one job a value, {key} filled in
         foreach: {system: [asym-dot, asym-cos]}     # each value is also passed as a parameter
         notebook: notebooks/02_train_heads.ipynb
-        parameters: {lr: 1e-3}
+        parameters: {lr: 1e-3, save_as: "{system}-slow"}  # {key} is filled in here too
         needs: [01-data]                            # "02-{system}" in a later job's needs: all of them
         outputs: ["data/runs/reproduce/heads/{system}/heads.safetensors"]  # --resume knows their SHA-256
         timeout: 900                                # seconds for the whole job, 3600 unless told
@@ -206,13 +206,24 @@ def _expand(entry: object, where: str) -> Iterator[tuple[dict, object]]:
             filled = {key: _fill(value, values) for key, value in single.items() if key != "parameters"}
         except (AttributeError, LookupError, ValueError) as error:
             raise InputError(f"{where}: {error} in braces, but foreach has {', '.join(each)}") from error
-        yield {**filled, "parameters": {**given, **values}}, entry["id"]
+        yield {**filled, "parameters": {**_put(given, values), **values}}, entry["id"]
 
 
 def _fill(value: object, values: dict) -> object:
     if isinstance(value, list):
         return [_fill(item, values) for item in value]
     return value.format(**values) if isinstance(value, str) else value
+
+
+def _put(value: object, values: dict) -> object:
+    """Parameters with {key} of foreach replaced in their texts; other braces are the notebook's own business."""
+    if isinstance(value, dict):
+        return {key: _put(inner, values) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_put(inner, values) for inner in value]
+    for key in values if isinstance(value, str) else ():
+        value = value.replace(f"{{{key}}}", str(values[key]))
+    return value
 
 
 def _job(entry: dict, defaults: dict, where: str) -> Job:

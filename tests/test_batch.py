@@ -248,6 +248,21 @@ def test_names_and_types_agree_with_papermills_inspection_where_it_can_read_the_
     assert "lr" in batch.read_parameters("n.ipynb")[1]
 
 
+def test_foreach_fills_its_keys_into_parameters_and_leaves_other_braces(root):
+    notebook("n.ipynb", parameters="study: str = ''\nnames: list = []\nmore: dict = {}\nsystem: str = ''")
+    listing("""
+        name: x
+        jobs:
+          - id: "02-{system}"
+            foreach: {system: [a, b]}
+            notebook: n.ipynb
+            parameters: {study: "s-{system}", names: ["{system}", "{other}"], more: {as: "{system}-slow"}}
+        """)
+    first, second = batch.read_jobs("jobs.yaml")[1]
+    assert first.parameters == {"study": "s-a", "names": ["a", "{other}"], "more": {"as": "a-slow"}, "system": "a"}
+    assert second.parameters["study"] == "s-b" and second.fingerprint != first.fingerprint
+
+
 def test_foreach_gives_a_job_for_each_value_and_needs_finds_them(root):
     notebook("n.ipynb")
     listing("""\
