@@ -110,7 +110,8 @@ class StudyVectors:
     """The vectors of a study. Row i of each array belongs to text i of the same list in the study; all float32.
 
     train_queries, train_docs: (N, D); validation_queries, validation_docs: (M, D);
-    tests: name -> (queries (Q, D), documents (C, D)); dim: D; model_sha256: of the encoder's weights; key: the cache's.
+    tests: name -> (queries (Q, D), documents (C, D)); dim: D; model_sha256: of the encoder's weights; key: the cache's;
+    config: how the texts were given to the encoder.
     """
 
     train_queries: np.ndarray
@@ -121,6 +122,7 @@ class StudyVectors:
     dim: int
     model_sha256: str
     key: str
+    config: EncoderConfig
 
 
 # ---- which model ----------------------------------------------------------------------------------------------------
@@ -498,7 +500,46 @@ def encode_study(
         dim=vectors.shape[1],
         model_sha256=encoder.model_sha256,
         key=encoder.key,
+        config=config,
     )
+
+
+def stored_config(study: "Study") -> EncoderConfig:
+    """The encoder that a study was prepared with, as its encoder.json names it; InputError if it was not prepared."""
+    path = study.folder / "encoder.json"
+    if not path.exists():
+        raise InputError(f"{path}: no such file; prepare the study with notebook 01_data_prep, which writes it")
+    fields = read_json(path)
+    try:
+        return EncoderConfig(**fields)
+    except TypeError as error:
+        raise InputError(f"{path}: expected the fields of EncoderConfig ({error})") from error
+
+
+def stored_vectors(study: "Study", cache_folder: str | Path) -> StudyVectors:
+    """The vectors of a study with the encoder that it was prepared with; without a bar, since the cache holds them."""
+    return encode_study(study, stored_config(study), cache_folder, progress=False)
+
+
+def share_cut(texts: Sequence[str], config: EncoderConfig) -> float:
+    """Share of the texts, in [0, 1], that are longer than max_length tokens with prompt and special tokens, so lose their end.
+
+    NaN for a model without a tokenizer.json.
+    """
+    from tokenizers import Tokenizer
+
+    folder = find_encoder(config).folder
+    path = next((place / "tokenizer.json" for place in _modules(folder) if (place / "tokenizer.json").exists()), None)
+    if path is None:
+        return float("nan")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    longer = 0
+    for start in range(0, len(texts), SHARD_TEXTS):
+        part = [config.prompt + text for text in texts[start : start + SHARD_TEXTS]]
+        longer += sum(len(found.ids) > config.max_length for found in tokenizer.encode_batch(part))
+    return longer / len(texts)
 
 
 def _digests(texts: Sequence[str]) -> np.ndarray:

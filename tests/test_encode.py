@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -646,6 +646,34 @@ def test_a_study_is_encoded_under_one_bar(tmp_path, config, monkeypatch, forward
         assert found.flags.c_contiguous
     encoder = find_encoder(config)
     assert (vectors.dim, vectors.model_sha256, vectors.key) == (48, encoder.model_sha256, encoder.key)
+    assert vectors.config == config
+
+
+def test_the_vectors_of_a_prepared_study_come_from_the_encoder_it_names(tmp_path, config, forwarded):
+    texts = some_texts(4)
+    part = SimpleNamespace(queries=texts[:2], docs=texts[2:])
+    study = SimpleNamespace(train=part, validation=part, tests={}, folder=tmp_path)
+    with pytest.raises(InputError, match=r"encoder\.json: no such file; prepare the study with notebook 01_data_prep"):
+        module.stored_vectors(study, tmp_path / "cache")
+    (tmp_path / "encoder.json").write_text(json.dumps({**asdict(config), "max_length": 4}))
+    vectors = module.stored_vectors(study, tmp_path / "cache")
+    assert vectors.config == replace(config, max_length=4)
+    np.testing.assert_array_equal(vectors.train_docs, encode(texts[2:], vectors.config, tmp_path / "cache", False))
+    (tmp_path / "encoder.json").write_text('{"speed": 9}')
+    with pytest.raises(InputError, match=r"encoder\.json: expected the fields of EncoderConfig .*speed"):
+        module.stored_vectors(study, tmp_path / "cache")
+
+
+def test_the_share_of_texts_that_lose_their_end(tmp_path, small_model, config):
+    texts = [" ".join(["w1"] * count) for count in (1, 29, 30, 31, 100)]  # and two special tokens each; 32 are read
+    assert module.share_cut(texts, config) == 2 / 5
+    assert module.share_cut(texts, replace(config, prompt="w2 ")) == 3 / 5
+    vectors = encode([texts[2] + " w3", texts[2] + " w4", texts[1] + " w3", texts[1] + " w4"], config, tmp_path, False)
+    assert np.array_equal(vectors[0], vectors[1]) and not np.array_equal(vectors[2], vectors[3])
+    other = shutil.copytree(small_model, tmp_path / "other")
+    for path in other.rglob("tokenizer.json"):
+        path.unlink()
+    assert np.isnan(module.share_cut(texts, replace(config, model=str(other))))
 
 
 def test_importing_is_light():
