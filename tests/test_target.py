@@ -151,7 +151,7 @@ def test_wrong_requests_are_named(tmp_path):
         open_study(study.folder)
 
 
-@pytest.mark.skipif(not os.environ.get("ASYMLIB_DATA"), reason="ASYMLIB_DATA is not set")
+@pytest.mark.real
 @pytest.mark.parametrize(
     ("name", "labels", "made_of", "train"),
     [
