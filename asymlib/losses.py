@@ -58,17 +58,20 @@ def info_nce(scores: Tensor, temperature: Tensor | float, same: Tensor | None = 
 
         L = -1/B sum_i log( exp(s_ii / tau) / sum_j exp(s_ij / tau) )
 
-    scores: (..., B, B), as given: lengths are part of the score.
+    scores: (..., B, M) with M >= B, as given: lengths are part of the score. Columns from B on are negatives of every row,
+        e.g. mined ones as in DPR (Karpukhin et al. 2020, arXiv:2004.04906).
     temperature: tau > 0, in units of the score; scalar or (...,).
-    same: (..., B, B) bool, True where documents i and j are the same passage; such a j != i is not a negative.
+    same: (..., B, M) bool, True where document j is a positive of query i as well; such a j != i is not a negative.
     Returns (...,), in nats. van den Oord et al. 2018, Eq. 4 (arXiv:1807.03748). One direction only, unlike CLIP.
     """
+    if scores.shape[-1] < scores.shape[-2]:
+        raise InputError(f"scores: {tuple(scores.shape[-2:])}, expected at least as many documents as queries")
     tau = torch.as_tensor(temperature, dtype=scores.dtype, device=scores.device)
     if not bool((tau > 0).all()):
         raise InputError("temperature: expected a number above 0")
     logits = scores / tau[..., None, None]
     if same is not None:
-        diagonal = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
+        diagonal = torch.eye(*scores.shape[-2:], dtype=torch.bool, device=scores.device)
         logits = logits.masked_fill(same & ~diagonal, -math.inf)
     return (torch.logsumexp(logits, -1) - logits.diagonal(dim1=-2, dim2=-1)).mean(-1)
 

@@ -26,6 +26,7 @@ class System:
     lr: float = 1e-2  # AdamW
     weight_decay: float = 0.01  # AdamW, decoupled
     batch_size: int = 64
+    hard_negatives: int = 0  # documents mined with the frozen encoder that each pair adds to its batch, see train.mine
     epochs: int = 3
     clip_norm: float = 0.0  # gradient norm above which a run's gradient is scaled down; 0 = never
     patience: int = 0  # epochs without a lower validation loss before a run stops; 0 = never stops early
@@ -59,6 +60,7 @@ class System:
             "weight_decay",
             "clip_norm",
             "patience",
+            "hard_negatives",
             "whitening",
         ):
             if not getattr(self, field) >= 0:

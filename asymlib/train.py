@@ -29,14 +29,22 @@ class PairVectors:
     """Frozen embeddings of (query, document) pairs: row i of documents is the positive of row i of queries.
 
     queries, documents: (N, D) float32. passage: (N,) int64, equal where two rows have the same document text.
+    query: (N,) int64, equal where two rows have the same query text; None: all texts differ.
+    known: (P,) int64, the distinct (query, passage) pairs in order, each as one integer; None without `query`.
+    documents and passage may be longer than queries (see with_corpus): what comes after row N belongs to no pair and can
+    only be mined.
     """
 
     queries: Tensor
     documents: Tensor
     passage: Tensor
+    query: Tensor | None = None
+    known: Tensor | None = None
 
     @staticmethod
-    def of(queries: np.ndarray, documents: np.ndarray, passage: np.ndarray) -> "PairVectors":
+    def of(
+        queries: np.ndarray, documents: np.ndarray, passage: np.ndarray, query: np.ndarray | None = None
+    ) -> "PairVectors":
         """Check and wrap arrays; NaN, zero rows and shapes that disagree are refused, naming the side and row."""
         for side, array in (("queries", queries), ("documents", documents)):
             if array.ndim != 2 or array.shape != queries.shape or len(array) != len(passage):
@@ -46,19 +54,109 @@ class PairVectors:
             bad = np.flatnonzero(~np.isfinite(array).all(1) | ~array.any(1))
             if len(bad):
                 raise InputError(f"pairs: {side} row {bad[0]} is NaN, infinite or zero ({len(bad)} such rows)")
+        numbers = [torch.from_numpy(np.array(passage, dtype=np.int64))]
+        if query is not None:
+            numbers.append(torch.from_numpy(np.array(query, dtype=np.int64)))
+            for name, value in zip(("passage", "query"), numbers, strict=True):
+                if len(value) != len(queries) or bool((value < 0).any()) or bool((value >= 2**31).any()):
+                    raise InputError(f"pairs: expected {len(queries)} {name} numbers from 0 to {2**31 - 1}")
+            numbers.append(_joined(numbers[1], numbers[0]).unique())
         return PairVectors(
             torch.from_numpy(np.array(queries, dtype=np.float32)),
             torch.from_numpy(np.array(documents, dtype=np.float32)),
-            torch.from_numpy(np.array(passage, dtype=np.int64)),
+            *numbers,
+        )
+
+    def with_corpus(self, documents: np.ndarray, passage: np.ndarray, known: np.ndarray) -> "PairVectors":
+        """The same pairs, with documents of no pair to mine from and further (query, passage) that are no negatives.
+
+        documents: (C, D); passage: (C,), numbered as the pairs' are. known: (K, 2) int64. Only for pairs with `query`.
+        """
+        if self.query is None or documents.shape != (len(passage), self.queries.shape[1]):
+            raise InputError(f"pairs: expected query numbers and {len(passage)} documents, found {documents.shape}")
+        more = torch.from_numpy(np.array(known, dtype=np.int64)).reshape(-1, 2)
+        return PairVectors(
+            self.queries,
+            torch.cat([self.documents, torch.from_numpy(np.array(documents, dtype=np.float32))]),
+            torch.cat([self.passage, torch.from_numpy(np.array(passage, dtype=np.int64))]),
+            self.query,
+            torch.cat([self.known, _joined(more[:, 0], more[:, 1])]).unique(),
         )
 
     def first(self, count: int) -> "PairVectors":
-        """The first `count` pairs."""
-        return PairVectors(self.queries[:count], self.documents[:count], self.passage[:count])
+        """The first `count` pairs; a document that a later pair calls positive stays known as such."""
+        query = None if self.query is None else self.query[:count]
+        return PairVectors(self.queries[:count], self.documents[:count], self.passage[:count], query, self.known)
 
     def to(self, device: torch.device) -> "PairVectors":
         """The same on another device."""
-        return PairVectors(self.queries.to(device), self.documents.to(device), self.passage.to(device))
+        fields = (self.queries, self.documents, self.passage, self.query, self.known)
+        return PairVectors(*(None if value is None else value.to(device) for value in fields))
+
+    def positive(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Which documents are known positives, and so no negatives: (..., B) and (..., M) pair numbers -> (..., B, M) bool.
+
+        The document of pair j is a positive of the query of pair i if they have the same passage, or if any pair at all,
+        in the batch or not, joins a query of the same text to it (so also if i and j have the same query text).
+        """
+        same = self.passage[rows].unsqueeze(-1) == self.passage[columns].unsqueeze(-2)
+        if self.query is None:
+            return same
+        asked = _joined(self.query[rows].unsqueeze(-1), self.passage[columns].unsqueeze(-2))
+        place = torch.searchsorted(self.known, asked).clamp_max(len(self.known) - 1)
+        return same | (self.known[place] == asked)
+
+
+def _joined(query: Tensor, passage: Tensor) -> Tensor:
+    """One int64 for each (query, passage), both below 2^31."""
+    return (query << 32) | passage
+
+
+MARGIN = 0.95  # NV-Retriever's share of the positive's score that a negative may reach
+
+
+@torch.no_grad()
+def mine(training: PairVectors, count: int, margin: float = MARGIN, chunk: int = 512) -> Tensor:
+    """The hardest documents that are probably no positives: for each pair, `count` others by frozen cosine with its query.
+
+        keep d with cos(q_i, d) <= c_i + (margin - 1) |c_i|,  c_i = cos(q_i, d_i)
+
+    Known positives of the query are left out (PairVectors.positive); above margin x the positive's own cosine lie probable
+    positives that nobody has marked, and they are left out too (margin inf: they are not). Every distinct passage is a
+    candidate once. Exact, `chunk` queries at a time.
+    Returns (N, count) int64 pair numbers whose documents are meant, hardest first, -1 where there are no more.
+    Moreira et al. 2024, positive-aware mining with TopK-PercPos (arXiv:2407.15831).
+    """
+    if count < 1 or not margin > 0:
+        raise InputError(f"mine: count {count} and margin {margin}, expected at least 1 and a share above 0")
+    device, total, documents = training.passage.device, len(training.queries), len(training.passage)
+    distinct, which = training.passage.unique(return_inverse=True)
+    place = torch.full((len(distinct),), documents, device=device)
+    place.scatter_reduce_(0, which, torch.arange(documents, device=device), "amin")  # the first row of each passage
+    candidates = losses.normalize(training.documents[place])
+    found = torch.full((total, count), -1, device=device)
+    for start in range(0, total, chunk):
+        rows = torch.arange(start, min(start + chunk, total), device=device)
+        queries = losses.normalize(training.queries[rows])
+        own = (queries * losses.normalize(training.documents[rows])).sum(-1, keepdim=True)
+        cosine = queries @ candidates.T
+        cosine.masked_fill_(cosine > own + (margin - 1) * own.abs().clamp_min(losses.TINY), -torch.inf)
+        # Positives are looked up only where they would be taken: as many more as a query of this chunk has positives.
+        more = min(count + _most_positives(training, rows), len(place))
+        best = cosine.topk(more, dim=1)
+        taken = place[best.indices]
+        out = torch.isneginf(best.values)
+        out |= training.positive(rows.unsqueeze(1), taken).squeeze(1)  # each query against its own candidates
+        order = out.to(torch.uint8).sort(dim=1, stable=True).indices[:, :count]
+        found[rows, : order.shape[1]] = torch.where(out.gather(1, order), -1, taken.gather(1, order))
+    return found
+
+
+def _most_positives(training: PairVectors, rows: Tensor) -> int:
+    """The largest number of distinct positives that the query of any of these pairs has."""
+    if training.query is None:
+        return 1
+    return int(torch.bincount(training.known >> 32)[training.query[rows]].max())
 
 
 @dataclass(frozen=True)
@@ -73,7 +171,7 @@ class Snapshot:
     query: Tensor  # (R, K, B, D) after the heads
     document: Tensor  # (R, K, B, D)
     scores: Tensor  # (R, K, B, B), before the temperature
-    same: Tensor  # (R, K, B, B) bool, same passage
+    same: Tensor  # (R, K, B, B) bool, document j is a positive of query i, see PairVectors.positive
     temperature: Tensor  # (R,)
     losses: dict[str, Tensor]  # name -> (R,)
     gradients: dict[str, Tensor] = field(default_factory=dict)  # 'query', 'document' (R, K, B, D), 'parameters' (R,)
@@ -99,7 +197,7 @@ def _structure(system: System) -> tuple[Any, ...]:
     """Runs with the same key can be stacked."""
     return (
         system.head, system.sides, system.similarity, system.isotropy, system.batch_size, system.epochs,
-        system.prediction_weight > 0, system.recovery_weight > 0,
+        system.hard_negatives, system.prediction_weight > 0, system.recovery_weight > 0,
     )  # fmt: skip
 
 
@@ -111,6 +209,7 @@ def train(
     log_every: int = 10,
     device: str | torch.device | None = None,
     progress: bool = True,
+    negatives: Tensor | None = None,
 ) -> list[TrainedRun]:
     """Train every (system, seed) and return the results in the order given.
 
@@ -118,6 +217,9 @@ def train(
         its seed; the incomplete last batch is dropped. Validation is in blocks of batch_size, in the order given.
     observe: called every `log_every` steps on the training batch (gradients included) before its update, and on the
         validation pairs and as many training pairs before the first step and after each epoch.
+    negatives: (N, C) of `mine`, with C at least the largest hard_negatives of a run; None: mined here if a run asks for any.
+        A run with hard_negatives = K adds the first K of each pair of its batch as columns for the whole batch, as in DPR:
+        B documents become B (1 + K). Observers, isotropy, prediction, recovery and validation see the B alone.
     device: default CUDA when there is one. The same seed on the same device gives the same numbers.
     The best epoch, early stopping (`patience`) and TrainedRun.validation_loss go by the contrastive loss alone, so that
     runs with different weights stay comparable.
@@ -145,12 +247,19 @@ def train(
         groups[_structure(system)].append(index)
     results: list[TrainedRun | None] = [None] * len(runs)
     training, validation = training.to(device), validation.to(device)
+    most = max((system.hard_negatives for system, _ in runs), default=0)
+    if most and negatives is None:
+        negatives = mine(training, most)
+    elif most and (negatives.shape[0] != len(training.queries) or negatives.shape[1] < most):
+        raise InputError(
+            f"train: negatives have shape {tuple(negatives.shape)}, expected {len(training.queries)} rows of at least {most}"
+        )
     torch.set_flush_denormal(
         True
     )  # dying ReLU and Adam moments reach denormals, which cost a CPU 100 times a normal number
     try:
         for indices in groups.values():
-            stack = _Stack([runs[i] for i in indices], training, validation, device)
+            stack = _Stack([runs[i] for i in indices], training, validation, device, negatives)
             for index, result in zip(indices, stack.run(observe, log_every, progress), strict=True):
                 results[index] = result
     finally:
@@ -162,10 +271,16 @@ class _Stack:
     """R runs of one architecture and their optimiser state."""
 
     def __init__(
-        self, runs: list[tuple[System, int]], training: PairVectors, validation: PairVectors, device: torch.device
+        self,
+        runs: list[tuple[System, int]],
+        training: PairVectors,
+        validation: PairVectors,
+        device: torch.device,
+        negatives: Tensor | None = None,
     ):
         self.runs, self.training, self.validation, self.device = runs, training, validation, device
         self.shape = runs[0][0]  # what all runs share: similarity, isotropy, batch size, epochs
+        self.negatives = negatives[:, : self.shape.hard_negatives].to(device) if self.shape.hard_negatives else None
         dim = training.queries.shape[1]
         starts = [heads.start_heads(s.head, s.start, s.sides, dim, seed, s.prediction_weight > 0) for s, seed in runs]
         self.parameters = {name: value.to(device).requires_grad_() for name, value in heads.stack(starts).items()}
@@ -188,15 +303,27 @@ class _Stack:
         return self.hypers[name]
 
     def forward(
-        self, x_q: Tensor, x_d: Tensor, passage: Tensor
+        self, pairs: PairVectors, rows: Tensor, added: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Embeddings, scores, duplicate mask and losses of K blocks: x_q, x_d (R, K, B, D); passage (R, K, B)."""
+        """Embeddings, scores, mask of positives and losses of K blocks.
+
+        rows: (R or 1, K, B) pair numbers; 1 where every run sees the same. added: (R, K, M) numbers of pairs whose documents
+        are negatives for the whole block, -1 for none; they are in the contrastive loss and in nothing that is returned.
+        """
+        x_q, x_d = (side[rows].expand(len(self.runs), -1, -1, -1) for side in (pairs.queries, pairs.documents))
         runs, blocks, batch, dim = x_q.shape
         q = heads.apply_head(self.parameters, "query", x_q.reshape(runs, -1, dim)).view(runs, blocks, batch, dim)
         d = heads.apply_head(self.parameters, "document", x_d.reshape(runs, -1, dim)).view(runs, blocks, batch, dim)
         scores = losses.score_matrix(q, d, self.shape.similarity)
-        same = passage.unsqueeze(-1) == passage.unsqueeze(-2)
-        terms = {"contrastive": losses.info_nce(scores, self.hyper("temperature")[:, None], same).mean(1)}
+        same = pairs.positive(rows, rows).expand(runs, -1, -1, -1)
+        compared, masked = scores, same
+        if added is not None:
+            x_n = pairs.documents[added.clamp_min(0)]
+            n = heads.apply_head(self.parameters, "document", x_n.view(runs, -1, dim)).view(*x_n.shape)
+            compared = torch.cat([scores, losses.score_matrix(q, n, self.shape.similarity)], -1)
+            none = pairs.positive(rows, added.clamp_min(0)) | (added < 0).unsqueeze(-2)
+            masked = torch.cat([same, none], -1)
+        terms = {"contrastive": losses.info_nce(compared, self.hyper("temperature")[:, None], masked).mean(1)}
         isotropy = losses.ISOTROPY[self.shape.isotropy]
         if isotropy:
             terms["isotropy"] = (isotropy(q) + isotropy(d)).mean(1) / 2
@@ -240,13 +367,9 @@ class _Stack:
     @torch.no_grad()
     def look(self, pairs: PairVectors, split: str, epoch: float, observe: Observer | None) -> Tensor:
         """Contrastive loss of every run on `pairs`, in blocks of the batch size and in the order given, (R,)."""
-        batch, runs = self.shape.batch_size, len(self.runs)
+        batch = self.shape.batch_size
         blocks = len(pairs.queries) // batch
-
-        def blocked(x: Tensor) -> Tensor:
-            return x[: blocks * batch].view(1, blocks, batch, *x.shape[1:]).expand(runs, *[-1] * (x.ndim + 1))
-
-        forward = self.forward(blocked(pairs.queries), blocked(pairs.documents), blocked(pairs.passage))
+        forward = self.forward(pairs, torch.arange(blocks * batch, device=self.device).view(1, blocks, batch))
         if observe:
             observe(self.snapshot(split, epoch, forward, {}))
         return forward[-1]["contrastive"]
@@ -276,12 +399,9 @@ class _Stack:
                 self.device
             )
             for i in range(steps):
-                rows = order[:, i * batch : (i + 1) * batch]
-                forward = self.forward(
-                    self.training.queries[rows].unsqueeze(1),
-                    self.training.documents[rows].unsqueeze(1),
-                    self.training.passage[rows].unsqueeze(1),
-                )
+                rows = order[:, None, i * batch : (i + 1) * batch]
+                added = None if self.negatives is None else self.negatives[rows].flatten(2)
+                forward = self.forward(self.training, rows, added)
                 watched = observe is not None and self.step % log_every == 0
                 embeddings = [z for z in forward[:2] if z.requires_grad] if watched else []
                 wanted = [*self.parameters.values(), *embeddings]
@@ -323,6 +443,36 @@ class _Stack:
             )
             for r, (system, seed) in enumerate(self.runs)
         ]  # fmt: skip
+
+
+def average_runs(runs: Sequence[TrainedRun], seed: int) -> TrainedRun:
+    """One run whose parameters are the mean of several runs' of one system: best with best, last with last.
+
+    Only for linear heads that start at the identity: their seeds differ in the order of the batches alone, so they end in
+    one basin. Random weights (a random start, or a residual head's hidden layer) of different seeds have nothing in common,
+    and their mean is no head at all: InputError, as for runs that diverged.
+    seed: the seed that the result is to carry. best_epoch is the members' rounded mean, validation_loss their mean over the
+    epochs that all of them ran; neither is measured on the averaged parameters.
+    Wortsman et al. 2022, uniform soup (arXiv:2203.05482).
+    """
+    if len({run.system for run in runs}) != 1:
+        raise InputError("average_runs: expected runs of exactly one system")
+    system = runs[0].system
+    if system.start != "identity" or system.head != "linear":
+        raise InputError(
+            f"average_runs: system {system.name!r} has a {system.head} head with a {system.start} start; only linear heads"
+            " from the identity share a basin, the mean of weights drawn with different seeds is no head"
+        )
+    if broken := [run.seed for run in runs if run.diverged_at is not None]:
+        raise InputError(f"average_runs: system {system.name!r} diverged with seed {broken[0]}")
+    best, last = (
+        {name: torch.stack([getattr(run, kind)[name] for run in runs]).mean(0) for name in runs[0].best}
+        for kind in ("best", "last")
+    )
+    curves = zip(*(run.validation_loss for run in runs), strict=False)
+    losses_seen = [sum(values) / len(values) for values in curves]
+    epoch = round(sum(run.best_epoch for run in runs) / len(runs))
+    return TrainedRun(system, seed, best, last, epoch, losses_seen)
 
 
 def save_runs(folder: str | Path, runs: Sequence[TrainedRun], **origin: Any) -> None:

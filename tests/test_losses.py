@@ -115,6 +115,18 @@ def test_info_nce_by_hand():
     assert float(losses.info_nce(scores, 0.5)) == pytest.approx(0.164252, abs=1e-6)
 
 
+def test_columns_beyond_the_square_are_negatives_of_every_row_unless_masked():
+    # exp of the logits: row 0: 2, 1, 4 and row 1: 1, 3, 5; the positive is on the diagonal
+    scores = torch.log(torch.tensor([[2.0, 1.0, 4.0], [1.0, 3.0, 5.0]]))
+    expected = -(math.log(2 / 7) + math.log(3 / 9)) / 2
+    assert float(losses.info_nce(scores, 1.0)) == pytest.approx(expected)
+    same = torch.tensor([[True, False, True], [False, True, False]])  # the third document is a positive of query 0
+    expected = -(math.log(2 / 3) + math.log(3 / 9)) / 2
+    assert float(losses.info_nce(scores, 1.0, same)) == pytest.approx(expected)
+    with pytest.raises(InputError, match="expected at least as many documents as queries"):
+        losses.info_nce(scores.T, 1.0)
+
+
 def test_info_nce_equals_torch_cross_entropy_for_every_run_and_its_own_temperature():
     scores, tau = draw(3, 7, 7, seed=3), torch.tensor([0.05, 0.5, 2.0])
     expected = [torch.nn.functional.cross_entropy(scores[r] / tau[r], torch.arange(7)) for r in range(3)]

@@ -105,6 +105,8 @@ def test_a_missing_name_is_refused():
         ("weight_decay", -0.1, "expected 0 or more"),
         ("clip_norm", -1.0, "expected 0 or more"),
         ("patience", -1, "expected 0 or more"),
+        ("hard_negatives", -1, "expected 0 or more"),
+        ("hard_negatives", 1.0, "expected int"),
         ("whitening", -0.1, "expected 0 or more"),
         ("batch_size", 1, "expected batch_size >= 2"),
         ("epochs", 0, "epochs >= 1"),

@@ -342,6 +342,191 @@ def test_linear_heads_grow_under_cosine_too_although_the_loss_cannot_see_it(smal
     assert (length["asym-cos", 5.0] > 1.3 * length["asym-cos", 0.0].to_numpy()).all()  # ... and they still grow
 
 
+# ---------------------------------------------------------------- which documents are no negatives, and the mined ones
+
+
+def with_queries(queries: list[int], passages: list[int], seed: int = 0) -> train.PairVectors:
+    """A pair for each entry; equal numbers have equal unit vectors, a passage lies near the first query that has it."""
+    generator = np.random.default_rng(seed)
+    q, d = (generator.standard_normal((max(part) + 1, DIM))[part] for part in (queries, passages))
+    d = d + q[[passages.index(passage) for passage in passages]]
+    unit = [(z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32) for z in (q, d)]
+    return train.PairVectors.of(*unit, np.array(passages), np.array(queries))
+
+
+def test_a_document_of_the_same_query_or_known_from_a_pair_outside_the_batch_is_no_negative():
+    #        pair:  0  1  2  3  4
+    pairs = with_queries([0, 0, 1, 2, 2], [0, 1, 2, 2, 0])
+    mask = pairs.positive(torch.arange(4), torch.arange(4)).int().tolist()
+    assert mask == [
+        [1, 1, 0, 0],  # query 0 asks for passages 0 and 1
+        [1, 1, 0, 0],
+        [0, 0, 1, 1],  # query 1 asks for passage 2 alone; pair 3 has the same passage
+        [1, 0, 1, 1],  # query 2 asks for passage 2, and in pair 4, outside these four, for passage 0
+    ]
+    assert torch.equal(pairs.first(4).positive(torch.arange(4), torch.arange(4)).int(), torch.tensor(mask))
+    alone = train.PairVectors.of(pairs.queries.numpy(), pairs.documents.numpy(), pairs.passage.numpy())
+    assert alone.positive(torch.arange(4), torch.arange(4)).int().tolist() == [
+        [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]  # fmt: skip
+
+
+def test_queries_that_all_differ_change_nothing_and_queries_that_repeat_do():
+    numbered = train.PairVectors.of(*(x.numpy() for x in (TRAINING.queries, TRAINING.documents, TRAINING.passage)),
+                                    np.arange(64))  # fmt: skip
+    plain, same = fit((SMALL, 5))[0], fit((SMALL, 5), training=numbered)[0]
+    assert all(torch.equal(plain.last[name], same.last[name]) for name in plain.last)
+    repeated = train.PairVectors.of(*(x.numpy() for x in (TRAINING.queries, TRAINING.documents, TRAINING.passage)),
+                                    np.arange(64) % 8)  # fmt: skip
+    assert (
+        float((fit((SMALL, 5), training=repeated)[0].last["query.weight"] - plain.last["query.weight"]).abs().max())
+        > 1e-3
+    )
+
+
+@pytest.mark.parametrize("margin", [math.inf, 1.0, 0.95, 0.5])
+def test_mining_is_the_slow_definition(margin):
+    generator = np.random.default_rng(3)
+    pairs = with_queries(generator.integers(0, 30, 60).tolist(), generator.integers(0, 25, 60).tolist())
+    found = train.mine(pairs, 6, margin, chunk=7)
+    relevant = set(zip(pairs.query.tolist(), pairs.passage.tolist(), strict=True))
+    cosine = pairs.queries.double() @ pairs.documents.double().T
+    shorter = 0
+    for i in range(60):
+        bound, allowed = cosine[i, i] + (margin - 1) * abs(cosine[i, i]), {}
+        for j in range(60):
+            passage = int(pairs.passage[j])
+            if (int(pairs.query[i]), passage) not in relevant and cosine[i, j] <= bound:
+                allowed[passage] = float(cosine[i, j])
+        expected = sorted(allowed, key=allowed.get, reverse=True)[:6]
+        shorter += len(expected) < 6
+        got = [int(pairs.passage[j]) for j in found[i] if j >= 0]
+        assert got == expected and (found[i, len(expected) :] == -1).all()
+    assert (
+        (shorter == 0) if margin == math.inf else (0 < shorter < 60)
+    )  # some queries have fewer candidates than asked for, and some have enough
+
+
+def test_mining_in_a_corpus_takes_documents_of_no_pair_and_leaves_out_what_is_known_to_be_positive():
+    pairs = with_queries([0, 1, 2], [0, 1, 2])
+    near = pairs.queries.numpy() + 0.01  # passages 3, 4, 5: each next to one query
+    corpus = pairs.with_corpus(near, np.array([3, 4, 5]), np.array([[1, 4]]))
+    found = train.mine(corpus, 1, math.inf)[:, 0].tolist()
+    assert (found[0], found[2]) == (3, 5) and found[1] != 4  # rows 3, 4, 5 of the documents; (1, 4) is known
+    trusted = train.mine(corpus, 1)[:, 0].tolist()
+    assert trusted[0] != 3 and trusted[2] != 5  # above the positive: too near to be a negative for certain
+    assert corpus.positive(torch.arange(3), torch.tensor([3, 4, 5])).nonzero().tolist() == [[1, 1]]
+    negatives = torch.tensor([[3], [4], [5]]).repeat(6, 1)[:16]
+    many = (
+        with_queries([0, 1, 2] * 6, [0, 1, 2] * 6).first(16).with_corpus(near, np.array([3, 4, 5]), np.array([[1, 4]]))
+    )
+    hard = SMALL.with_changes(name="hard", hard_negatives=1)
+    with_them = train.train([(hard, 0)], many, VALIDATION, device="cpu", progress=False, negatives=negatives)[0]
+    assert (
+        float(
+            (with_them.last["document.weight"] - fit((SMALL, 0), training=many)[0].last["document.weight"]).abs().max()
+        )
+        > 1e-3
+    )
+    with pytest.raises(InputError, match="expected query numbers and 3 documents"):
+        TRAINING.with_corpus(near, np.array([3, 4, 5]), np.empty((0, 2)))
+
+
+def test_mining_refuses_counts_and_margins_that_mean_nothing():
+    for count, margin in ((0, 0.95), (1, 0.0), (1, math.nan)):
+        with pytest.raises(InputError, match="expected at least 1 and a share above 0"):
+            train.mine(TRAINING, count, margin)
+
+
+def hard_loss(
+    system: System, training: train.PairVectors, rows: torch.Tensor, negatives: torch.Tensor, z
+) -> torch.Tensor:
+    """The contrastive loss of one batch, one query at a time."""
+    relevant = set(zip(training.query.tolist(), training.passage.tolist(), strict=True))
+    q, d = (z(side, x) for side, x in (("query", training.queries), ("document", training.documents)))
+    total = 0.0
+    for i in rows.tolist():
+        columns = [j for j in rows.tolist() + negatives[rows, : system.hard_negatives].flatten().tolist() if j >= 0]
+        kept = [j for j in columns if (int(training.query[i]), int(training.passage[j])) not in relevant]
+        logits = (q[i] @ d[[i, *kept]].T) / system.temperature
+        total = total + torch.logsumexp(logits, 0) - logits[0]
+    return total / len(rows)
+
+
+def test_hard_negatives_are_columns_for_the_whole_batch_and_positives_among_them_are_masked():
+    generator = np.random.default_rng(4)
+    training = with_queries(generator.integers(0, 40, 64).tolist(), generator.integers(0, 30, 64).tolist())
+    negatives = train.mine(training, 3)
+    negatives[5, 1] = -1
+    hard = SMALL.with_changes(name="hard", hard_negatives=2, isotropy="none", isotropy_weight=0.0, epochs=1)
+    seen = []
+    train.train([(hard, 5), (hard, 6)], training, VALIDATION, seen.append, 1, "cpu", False, negatives)
+    first = next(shown for shown in seen if shown.split == "train" and shown.step == 0)
+    assert first.scores.shape == first.same.shape == (2, 1, BATCH, BATCH)  # what an observer sees is in-batch
+    for r, seed in enumerate((5, 6)):
+        start = heads.start_heads("linear", "random", "both", DIM, seed)
+        rows = torch.randperm(64, generator=torch.Generator().manual_seed(1_000_003 + seed))[:BATCH]
+        for name in start:
+            start[name].requires_grad_()
+        expected = hard_loss(hard, training, rows, negatives, lambda side, x, p=start: heads.apply_head(p, side, x))
+        assert float(first.losses["contrastive"][r]) == pytest.approx(expected.item(), rel=1e-5)
+        norm = torch.stack([g.norm() for g in torch.autograd.grad(expected, list(start.values()))]).norm()
+        assert float(first.gradients["parameters"][r]) == pytest.approx(float(norm), rel=1e-4)
+    validation = [shown.losses["contrastive"] for shown in seen if shown.split == "validation"]
+    plain = fit((hard.with_changes(hard_negatives=0), 5), training=training)[0]
+    assert float(validation[0][0]) == pytest.approx(plain.validation_loss[0], rel=1e-6)  # in-batch only, comparable
+
+
+def test_runs_with_and_without_hard_negatives_go_together_and_mine_for_themselves():
+    runs = [
+        (SMALL, 1),
+        (SMALL.with_changes(name="h1", hard_negatives=1), 1),
+        (SMALL.with_changes(name="h3", hard_negatives=3), 1),
+    ]
+    together = fit(*runs)
+    for run, result in zip(runs, together, strict=True):
+        assert_same(result, fit(run)[0], atol=0)
+    given = train.train(runs, TRAINING, VALIDATION, device="cpu", progress=False, negatives=train.mine(TRAINING, 5))
+    for mine, other in zip(together, given, strict=True):
+        assert_same(mine, other, atol=0)
+    assert len({str(run.last["query.weight"]) for run in together}) == 3
+    with pytest.raises(InputError, match=r"negatives have shape \(64, 2\), expected 64 rows of at least 3"):
+        train.train(runs, TRAINING, VALIDATION, device="cpu", progress=False, negatives=train.mine(TRAINING, 2))
+
+
+# ---------------------------------------------------------------- averaged weights
+
+CLOSE = SMALL.with_changes(name="close", start="identity", similarity="cosine", epochs=3)
+
+
+def test_the_average_of_runs_is_the_mean_of_their_parameters_best_with_best_and_last_with_last():
+    runs = fit(*((WILD.with_changes(start="identity"), seed) for seed in (0, 1, 2)))
+    assert any(run.best_epoch < 6 for run in runs)
+    mean = train.average_runs(runs, 7)
+    assert (mean.seed, mean.system) == (7, runs[0].system)
+    for kind in ("best", "last"):
+        for name, value in getattr(mean, kind).items():
+            expected = sum(getattr(run, kind)[name].double() for run in runs) / 3
+            torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=1e-6)
+    assert mean.validation_loss[1] == pytest.approx(np.mean([run.validation_loss[1] for run in runs]))
+    assert mean.best_epoch == round(np.mean([run.best_epoch for run in runs]))
+
+
+@pytest.mark.parametrize("changes", [{"start": "random"}, {"head": "residual"}])
+def test_weights_that_were_drawn_with_different_seeds_are_not_averaged(changes):
+    runs = fit(*((CLOSE.with_changes(**changes), seed) for seed in (0, 1)))
+    with pytest.raises(InputError, match="only linear heads from the identity share a basin"):
+        train.average_runs(runs, 0)
+
+
+def test_runs_of_two_systems_and_runs_that_diverged_are_not_averaged():
+    with pytest.raises(InputError, match="runs of exactly one system"):
+        train.average_runs(fit((CLOSE, 0), (CLOSE.with_changes(name="other"), 0)), 0)
+    with pytest.raises(InputError, match="runs of exactly one system"):
+        train.average_runs([], 0)
+    with pytest.raises(InputError, match="diverged with seed 1"):
+        train.average_runs(fit((CLOSE.with_changes(similarity="dot", lr=1e25), 1)), 0)
+
+
 # ---------------------------------------------------------------- refused inputs
 
 
@@ -377,6 +562,12 @@ def test_zero_vectors_are_refused_naming_the_first_and_their_number():
 def test_shapes_that_disagree_are_refused(given):
     with pytest.raises(InputError, match=r"expected two equal \(N, D\) shapes"):
         train.PairVectors.of(*given)
+
+
+@pytest.mark.parametrize("query", [np.arange(3), np.array([0, 1, 2, -1]), np.array([0, 1, 2, 2**31])])
+def test_query_numbers_that_do_not_fit_are_refused(query):
+    with pytest.raises(InputError, match=r"pairs: expected 4 query numbers from 0 to 2147483647"):
+        train.PairVectors.of(*arrays(), query)
 
 
 def test_training_refuses_what_it_cannot_train():
