@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: reproduce real test lab lint bench help
+.PHONY: reproduce real writeup test lab lint bench help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,9 +20,12 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 reproduce: $(VENV)/.installed  ## the main job: data, training, diagnosis, evaluation, ablation, write-up
 	$(BIN)/python -m asymlib.batch notebooks/reproduce.yaml --jobs $(JOBS) --resume
 
-real: $(VENV)/.installed       ## the same on real collections, zero-shot: ASYMLIB_DATA=folder make real
+real: $(VENV)/.installed       ## the same on real collections, in three tracks: ASYMLIB_DATA=folder make real
 	@test -n "$(ASYMLIB_DATA)" || { echo "set ASYMLIB_DATA to a folder with beir/ and pairs/ (see the README)"; exit 2; }
 	$(BIN)/python -m asymlib.batch notebooks/real.yaml --jobs $(JOBS) --resume
+
+writeup: $(VENV)/.installed    ## ANALYSIS.md, its figures and the README's table, from the committed tables in data/results/real
+	$(BIN)/python -m asymlib.writeup
 
 test: $(VENV)/.installed       ## every test that needs no network, GPU or external data
 	$(BIN)/python -m pytest -q

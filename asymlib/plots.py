@@ -53,7 +53,12 @@ def _paler(color: str) -> tuple[float, ...]:
 
 
 def _style(color: str, marker: str, linestyle: Any = "-") -> Style:
-    return {"color": color, "marker": marker, "linestyle": linestyle, "markersize": 5.4 if marker == "*" else 3.6}
+    return {
+        "color": color,
+        "marker": marker,
+        "linestyle": linestyle,
+        "markersize": {"*": 5.4, "p": 4.6}.get(marker, 3.6),
+    }
 
 
 SYSTEM_STYLE: dict[str, Style] = {
@@ -67,12 +72,13 @@ SYSTEM_STYLE: dict[str, Style] = {
     "iso15-pred12": _style("#7A4B1D", "X", DASH_DOT),
     "respred": _style("#332288", ">", DASHED),
     "whitened": _style("#882255", "*", DASH_DOT),
+    "best-head": _style("#7800F0", "p"),
 }
 # A system that has no style of its own: greys, told apart by marker and line.
 NEUTRAL_STYLES = [
     _style(color, marker, line)
     for color, marker, line in zip(
-        ("#5F5F5F", "#9A9A9A") * 3, "hpd8H|", ("-", DASHED, DASH_DOT, "-", DASHED, DASH_DOT), strict=True
+        ("#5F5F5F", "#9A9A9A") * 3, "hxd8H|", ("-", DASHED, DASH_DOT, "-", DASHED, DASH_DOT), strict=True
     )
 ]
 SIMILARITY_STYLE: dict[str, Style] = {
@@ -330,6 +336,9 @@ def _log_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
+_BANDS = {"range": "range of seeds", "t": "95 % t-interval", "none": "none"}
+
+
 def _over_seeds(rows: pd.DataFrame, keys: list[str], band: str) -> pd.DataFrame:
     """Mean, band and number of seeds of 'value' for each combination of keys; a seed without a value does not count."""
     values = rows.groupby(keys, sort=False)["value"]
@@ -339,10 +348,13 @@ def _over_seeds(rows: pd.DataFrame, keys: list[str], band: str) -> pd.DataFrame:
         seeds = values.count()
         half = values.std() * stdtrit(seeds - 1, 0.975) / np.sqrt(seeds)
         low, high = values.mean() - half, values.mean() + half
+    elif band == "none":
+        low = high = np.nan
     else:
-        raise InputError(f"band {band!r}: expected 'range' (of the seeds) or 't' (95 % t-interval of the mean)")
-    shown = pd.DataFrame({"mean": values.mean(), "low": low, "high": high, "seeds": values.count()}).reset_index()
-    return shown.assign(band="range of seeds" if band == "range" else "95 % t-interval")
+        raise InputError(f"band {band!r}: expected {', '.join(map(repr, _BANDS))}")
+    seeds = np.nan if band == "none" else values.count()  # of means, nobody here knows of how many
+    shown = pd.DataFrame({"mean": values.mean(), "low": low, "high": high, "seeds": seeds}).reset_index()
+    return shown.assign(band=_BANDS[band])
 
 
 def _seeds(counts: pd.Series) -> str:
@@ -355,6 +367,8 @@ def _seeds(counts: pd.Series) -> str:
 
 def _band_note(shown: pd.DataFrame) -> str:
     """What line and band are, in words."""
+    if shown["band"].iloc[0] == "none":
+        return "line: mean over seeds"
     if shown["seeds"].max() <= 1:
         return "line: the only seed"
     band = "range" if shown["band"].iloc[0] == "range of seeds" else "95 % t-interval of the mean"
@@ -447,11 +461,12 @@ def trajectories(
     log: bool | Collection[str] = False,
     band: str = "range",
 ) -> Drawn:
-    """Statistics over training, one panel a name: line = mean over seeds, band = their range or a 95 % t-interval.
+    """Statistics over training, one panel a name: line = mean over seeds, band = their range, a 95 % t-interval or none.
 
     history: magnitude.HISTORY_COLUMNS. names: statistics, as in LABELS. systems: in the order of the legend; one that has
     no rows of a name is left out of that panel. log: True puts every panel whose values are all above 0 on a logarithmic
-    axis, a set names the panels (then a value at or below 0 is refused). band: 'range' or 't'.
+    axis, a set names the panels (then a value at or below 0 is refused). band: 'range', 't' or, for a history that holds
+    the means over seeds as one seed, 'none'.
     shown: system, split, name, epoch, mean, low, high, seeds (with a finite value there), band.
     """
     rows = _history(history, "trajectories", split)
@@ -468,7 +483,7 @@ def trajectories(
         axis.set_xlabel("epoch")
         if split == "validation":
             axis.xaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
-        lowest = part[["mean", "low"]].min().min()
+        lowest = part[["mean", "low"]].min().min()  # an empty band does not count
         positive = bool(lowest > 0)
         if not isinstance(log, bool) and name in log and not positive:
             raise InputError(f"trajectories: {name} falls to {lowest:.3g}; a logarithmic axis needs it above 0")
@@ -791,7 +806,7 @@ def oracle_room(table: pd.DataFrame) -> Drawn:
     handles = [
         Line2D([], [], color="#404040", marker="o", label="system"),
         Line2D([], [], label="oracle: fitted on the test judgements", **_ORACLE),
-        Patch(facecolor="#DDDDDD", label="room: best system to oracle"),
+        Patch(facecolor="#DDDDDD", label="room: best system to best oracle"),
         Line2D([], [], label="baseline", **_BASELINE_LINE),
     ]
     _legend(figure, handles, "bar: 95 % interval")

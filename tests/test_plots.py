@@ -28,6 +28,7 @@ SHAPES = {  # system -> (growth of each side's length by epoch 3, cosine at the 
     "iso15-pred12": (1.05, 0.60, 0.64, 2.4),
     "respred": (1.0, 0.60, 0.63, 1.1),
     "whitened": (1.0, 0.58, 0.58, 0.9),
+    "best-head": (1.03, 0.60, 0.65, 4.2),
 }
 TRAINED = [name for name, system in SYSTEMS.items() if system.trained]
 
@@ -271,7 +272,7 @@ def test_a_figure_with_an_interval_says_which(name, drawn, monkeypatch):
 
 def test_every_system_has_its_own_colour_and_marker():
     looks = plots.SYSTEM_STYLE
-    assert list(looks) == list(SYSTEMS)
+    assert list(looks) == [*SYSTEMS, "best-head"]
     assert (
         len({look["color"] for look in looks.values()})
         == len({look["marker"] for look in looks.values()})
@@ -395,6 +396,16 @@ def test_the_t_interval_is_the_textbooks():
     np.testing.assert_allclose(shown[["mean", "low", "high"]].iloc[0], [2, 2 - 2.484138, 2 + 2.484138], atol=1e-6)
     _, single = plots.trajectories(rows[rows["seed"] == 0], ["accuracy"], ["asym-dot"], band="t")
     assert single["low"].isna().all() and list(single["seeds"]) == [1]
+
+
+def test_means_that_come_without_seeds_have_no_band(monkeypatch):
+    means = history(["asym-dot"], seeds=1)
+    figure, shown = plots.trajectories(means, CURVES[:2], ["asym-dot"], band="none")
+    assert (
+        shown[["low", "high"]].isna().all(axis=None) and shown["seeds"].isna().all() and set(shown["band"]) == {"none"}
+    )
+    text = " ".join(text for text, _, _ in texts_on(figure, monkeypatch))
+    assert "line: mean over seeds; validation pairs" in text and "band" not in text
 
 
 def test_a_diverged_seed_is_left_out_of_the_mean_and_of_the_count(monkeypatch):
@@ -670,7 +681,7 @@ def test_hubness_bars_have_the_tables_lengths(drawn):
     for axis, measure in zip(figure.axes, ("k_skewness", "anti_hubs", "robin_hood"), strict=True):
         table = shown[shown["measure"] == measure]
         assert [container[0].get_width() for container in axis.containers] == list(table["mean"])
-        assert [container.get_label() for container in axis.containers] == list(table["system"]) == list(SYSTEMS)
+        assert [container.get_label() for container in axis.containers] == list(table["system"]) == list(SHAPES)
         row = table.iloc[1]
         assert [row["mean"] - row["sd"], row["mean"] + row["sd"]] in [list(line.get_xdata()) for line in axis.lines]
 
@@ -781,7 +792,7 @@ def test_a_mean_that_is_not_finite_is_refused_by_its_row(name, value):
         (lambda: plots.gradient_shares(history(), ["whitened"]), "whitened not in the history"),
         (lambda: plots.systems_forest(pd.concat([systems_table(), systems_table().assign(track="adapted")])),
          "column track holds zero-shot, adapted; filter"),
-        (lambda: plots.systems_forest(systems_table().assign(metric=["mrr@10"] + ["ndcg@10"] * 59)),
+        (lambda: plots.systems_forest(systems_table().assign(metric=["mrr@10"] + ["ndcg@10"] * 65)),
          "column metric holds mrr@10, ndcg@10; filter"),
         (lambda: plots.systems_forest(systems_table().query("dataset != 'average'")), "no row with dataset 'average'"),
         (lambda: plots.systems_forest(systems_table().assign(baseline=0.0)), "column baseline holds 0, expected a number above 0"),

@@ -98,6 +98,14 @@ def test_lesson_two_wants_the_damaged_warned_and_the_healthy_not(raised, verdict
     assert writeup.lesson_log(table, raised)["verdict"] == verdict
 
 
+def test_lesson_two_judges_whom_it_is_told_to():
+    table = systems(asym_dot=(-50.0, 0.001), best_head=(-20.0, 0.001))
+    raised = warnings(("asym-dot", "length-without-angle", 2.0, 5))
+    assert "best-head" not in writeup.lesson_log(table, raised)["rules"]
+    lesson = writeup.lesson_log(table, raised, watched=["asym-dot", "best-head"])
+    assert lesson["silent"] == ["best-head"] and lesson["verdict"] == "refined"
+
+
 def test_lesson_two_also_judges_the_cells_of_the_grid():
     table = systems(asym_dot=(-50.0, 0.001))
     raised = warnings(("asym-dot", "length-without-angle", 2.0, 5))
