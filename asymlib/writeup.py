@@ -276,10 +276,13 @@ def facts(results_folder: str | Path) -> dict[str, Any]:
 TABLES = (
     "systems.csv", "parity.csv", "texts.csv", "ties.csv", "recipes.csv", "contrasts.csv", "checkpoints.csv", "attribution.csv",
     "trajectory.csv", "warnings.csv", "case_log.csv", "length_relevance.csv", "similarity_matrix.csv", "hubness.csv",
-    "ablations.csv", "ablation_effects.csv", "choices.csv", "oracle.csv",
+    "ablations.csv", "ablation_effects.csv", "choices.csv", "oracle.csv", "overlap.csv",
 )  # fmt: skip
 DIVERGED = -100.0  # what search.search enters as the change of a candidate that diverged
 COMMAND = "ASYMLIB_DATA=<folder> make real"
+# Fields that a round of the search changes together are one kind of change.
+KINDS = {"lr": "learning rate, epochs", "epochs": "learning rate, epochs", "isotropy": "isotropy and its weight",
+         "isotropy_weight": "isotropy and its weight"}  # fmt: skip
 SHOWN_IN_TRAINING = ("asym-dot", "asym-cos", "asym-cos-identity", BEST)
 SIGNATURE = ("similarity.positive.logit", "similarity.positive.cosine", "length.document.mean", "loss.contrastive")
 
@@ -325,8 +328,8 @@ def _measured(choices: pd.DataFrame) -> pd.DataFrame:
 
     A row that repeats the recipe kept so far ('nothing' changed) is no candidate. incumbent: delta_percent of the best row
     that an earlier round of the same study kept, in the first round 0, the frozen encoder. gain: delta_percent less that, in
-    percentage points, empty where a run diverged. kind: the fields that `changed` names; empty for the recipe that a search
-    starts from.
+    percentage points, empty where a run diverged. kind: the fields that `changed` names, by KINDS; empty for the recipe that
+    a search starts from.
     """
     choices = choices.assign(incumbent=0.0)
     for study, number in choices[["study", "round"]].drop_duplicates().itertuples(index=False):
@@ -335,7 +338,8 @@ def _measured(choices: pd.DataFrame) -> pd.DataFrame:
         if len(earlier):
             choices.loc[here & (choices["round"] == number), "incumbent"] = earlier.max()
     tried = choices[choices["changed"] != "nothing"]
-    kinds = [", ".join(part.split()[0] for part in text.split(",")) for text in tried["changed"]]
+    fields = [[part.split()[0] for part in text.split(",")] for text in tried["changed"]]
+    kinds = [", ".join(dict.fromkeys(KINDS.get(name, name) for name in names)) for names in fields]
     gain = tried["delta_percent"] - tried["incumbent"]
     diverged = tried["delta_percent"] <= DIVERGED
     kinds = ["" if kind == "start" else kind for kind in kinds]
@@ -437,7 +441,7 @@ def analysis_facts(results_folder: str | Path, full_folder: str | Path) -> dict[
         )
     table = {
         name: results.read_table(folder, name)
-        for name in ("parity.csv", "texts.csv", "ties.csv", "choices.csv", "oracle.csv")
+        for name in ("parity.csv", "texts.csv", "ties.csv", "choices.csv", "oracle.csv", "overlap.csv")
     }
     full = results.read_table(full_folder, "systems.csv")
     full = full[(full["dataset"] == "average") & (full["metric"] == METRIC) & (full["track"] == "zero-shot")].set_index(
@@ -473,6 +477,8 @@ def analysis_facts(results_folder: str | Path, full_folder: str | Path) -> dict[
         "parity_worst": parity["difference"].abs().max(),
         "texts": texts.to_dict("records"),
         "overlap": {kind: int(tested[f"{kind}_in_training"].sum()) for kind in ("queries", "documents")},
+        "overlaps": table["overlap.csv"].to_dict("records"),
+        "leaked": int(table["overlap.csv"]["queries_in_training"].sum()),
         "tested": {kind: int(tested[kind].sum()) for kind in ("queries", "documents")},
         "cut": tested.loc[tested["documents_cut"].idxmax()].to_dict(),
         "tied": ties.assign(shift=shift).loc[shift.idxmax()].to_dict(),
