@@ -21,6 +21,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from asymlib import magnitude, plots, results
+from asymlib.datasets import POSITIVES_A_QUERY
 from asymlib.errors import InputError, run_command
 from asymlib.files import project_path, write_text
 from asymlib.systems import SYSTEMS
@@ -166,7 +167,8 @@ def lesson_log(
     contradicted = len(silent) > len(damaged) / 2
     verdict = "contradicted" if contradicted else "refined" if silent or no_length or false else "confirmed"
     return {"verdict": verdict, "rules": rules, "change": change, "damaged": damaged, "silent": silent,
-            "no_length": no_length, "false": false, "threshold": -DAMAGED}  # fmt: skip
+            "no_length": no_length, "false": false, "healthy": sum(change[name] >= 0 for name in rules),
+            "threshold": -DAMAGED}  # fmt: skip
 
 
 def lesson_same(matrix: pd.DataFrame) -> dict[str, Any]:
@@ -276,7 +278,7 @@ def facts(results_folder: str | Path) -> dict[str, Any]:
 TABLES = (
     "systems.csv", "parity.csv", "texts.csv", "ties.csv", "recipes.csv", "contrasts.csv", "checkpoints.csv", "attribution.csv",
     "trajectory.csv", "warnings.csv", "case_log.csv", "length_relevance.csv", "similarity_matrix.csv", "hubness.csv",
-    "ablations.csv", "ablation_effects.csv", "choices.csv", "oracle.csv", "overlap.csv",
+    "ablations.csv", "ablation_effects.csv", "choices.csv", "oracle.csv", "overlap.csv", "answers_met.csv",
 )  # fmt: skip
 DIVERGED = -100.0  # what search.search enters as the change of a candidate that diverged
 COMMAND = "ASYMLIB_DATA=<folder> make real"
@@ -390,12 +392,46 @@ def _search(choices: pd.DataFrame, systems: pd.DataFrame) -> dict[str, Any]:
         "kinds": kinds.to_dict("records"),
         "useless": list(kinds.loc[kinds["better"] == 0, "kind"]),
         "scored": scored,
+        "noise": float((100 * tried["sd"] / tried["frozen"]).median()),
+        "holds": sum(row["test"] > 0 and row["p_value"] < SIGNIFICANT for row in scored),
         "lost": [row["study"] for row in scored if row["validation"] > 0 >= row["test"]],
     }
 
 
-def _room(oracle: pd.DataFrame, zero: pd.DataFrame) -> dict[str, Any]:
-    """What the oracles say of the room that a head has: the best of each kind, over the average of the collections."""
+def _case_validation() -> float:
+    """The factor by which the positive logit of the case's validation log grew from the first epoch to the last."""
+    log = magnitude.CASE_LOG[magnitude.CASE_LOG["split"] == "validation"]["similarity.positive.logit"]
+    return float(log.iloc[-1] / log.iloc[0])
+
+
+def _answers(table: pd.DataFrame) -> dict[str, Any]:
+    """The best head's rows of answers_met.csv, and its change on either group of queries in a row for each collection."""
+    best = table[table["system"] == BEST]
+    change = best.set_index(["dataset", "answers"])["delta_percent"].unstack()
+    met = [
+        {"dataset": name, "met": row.get("met in training"), "other": row.get("not met")}
+        for name, row in change.iterrows()
+    ]
+    return {"answers": best.to_dict("records"), "met": met}
+
+
+def _room(oracle: pd.DataFrame, zero: pd.DataFrame, systems: pd.DataFrame) -> dict[str, Any]:
+    """What the oracles say of the room that a head has: the best of each kind, on average and on each collection.
+
+    beaten: collections on which the in-domain best head is above the held-out oracle.
+    """
+    same = oracle["kind"].str.contains("same")
+    tops = [oracle[part].groupby("dataset", sort=False)["mean"].max() for part in (same, ~same)]
+    frozen = oracle.groupby("dataset", sort=False)["baseline"].first().drop("average")
+    trained = systems[(systems["track"] == "in-domain") & (systems["system"] == BEST) & (systems["metric"] == METRIC)]
+    trained = trained.set_index("dataset")["mean"]
+    by_collection = [
+        {"dataset": name, "baseline": value}
+        | {f"{kind}{part}": x for kind, top in zip(("same", "held"), tops, strict=True)
+           for part, x in (("", top.get(name)), ("_delta", 100 * (top.get(name, np.nan) / value - 1)))}
+        for name, value in frozen.items()
+    ]  # fmt: skip
+    beaten = [name for name in frozen.index if name in trained.index and trained[name] > tops[1].get(name, np.inf)]
     average = oracle[oracle["dataset"] == "average"].sort_values("mean", ascending=False, kind="stable")
     fitted = average[average["kind"].str.contains("same")]
     held = average[~average["kind"].str.contains("same")]
@@ -403,6 +439,8 @@ def _room(oracle: pd.DataFrame, zero: pd.DataFrame) -> dict[str, Any]:
     held_best = held.iloc[0].to_dict() if len(held) else None
     return {
         "rows": average.to_dict("records"),
+        "by_collection": by_collection,
+        "beaten": beaten,
         "fitted": fitted.iloc[0].to_dict(),
         "held": held_best,
         "best": best.name,
@@ -441,7 +479,15 @@ def analysis_facts(results_folder: str | Path, full_folder: str | Path) -> dict[
         )
     table = {
         name: results.read_table(folder, name)
-        for name in ("parity.csv", "texts.csv", "ties.csv", "choices.csv", "oracle.csv", "overlap.csv")
+        for name in (
+            "parity.csv",
+            "texts.csv",
+            "ties.csv",
+            "choices.csv",
+            "oracle.csv",
+            "overlap.csv",
+            "answers_met.csv",
+        )
     }
     full = results.read_table(full_folder, "systems.csv")
     full = full[(full["dataset"] == "average") & (full["metric"] == METRIC) & (full["track"] == "zero-shot")].set_index(
@@ -482,7 +528,8 @@ def analysis_facts(results_folder: str | Path, full_folder: str | Path) -> dict[
         "tested": {kind: int(tested[kind].sum()) for kind in ("queries", "documents")},
         "cut": tested.loc[tested["documents_cut"].idxmax()].to_dict(),
         "tied": ties.assign(shift=shift).loc[shift.idxmax()].to_dict(),
-        "ties": {"lists": int(ties["queries"].sum()), "tied": int(ties["tied_queries"].sum())},
+        "ties": {"lists": int(ties["queries"].sum()), "tied": int(ties["tied_queries"].sum()),
+                 "systems": list(ties["system"].unique())},
         "spread": trained.loc[trained["sd"].idxmax()].to_dict(),
         "seeds": int(trained["seeds"].min()),
         "heads": {track: by_track.loc[(track, BEST)].to_dict() | goal(by_track.loc[(track, BEST)]) for track in TRACKS},
@@ -503,7 +550,15 @@ def analysis_facts(results_folder: str | Path, full_folder: str | Path) -> dict[
         "helped": list(size.index[size["moved"] > 0]),
         "full_goal": goal(full.loc[BEST]) if BEST in full.index else None,
         "search": _search(table["choices.csv"], systems),
-        "room": _room(table["oracle.csv"], zero),
+        "room": _room(table["oracle.csv"], zero, systems),
+        "tests": int(systems.loc[systems["metric"] == METRIC, "p_value"].notna().sum()),
+        "smallest_p": systems["p_value"].min(),
+        "positives": POSITIVES_A_QUERY,
+        "exponent": SYSTEMS["whitened"].whitening,
+        "case_dimension": magnitude.CASE_DIMENSION,
+        "case_temperature": magnitude.CASE_TEMPERATURE,
+        "case_validation": _case_validation(),
+        **_answers(table["answers_met.csv"]),
         "full_origin": results.read_origin(full_folder, "systems.csv"),
     }  # fmt: skip
 

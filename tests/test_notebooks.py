@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from asymlib import results
+from asymlib import batch, results
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -101,3 +102,14 @@ def test_every_figure_has_its_table(home):
     assert len(pictures) >= 8
     for picture in pictures:
         assert picture.with_suffix(".csv").exists() and picture.with_suffix(".pdf").exists()
+
+
+def test_the_readmes_command_makes_a_list_of_ones_own(tmp_path):
+    command = re.search(r"^sed '(s/[^']+)' notebooks/reproduce.yaml", (ROOT / "README.md").read_text("utf-8"), re.M)
+    text = subprocess.run(
+        ["sed", command[1], ROOT / "notebooks/reproduce.yaml"], capture_output=True, text=True, check=True
+    ).stdout
+    (tmp_path / "mine.yaml").write_text(text)
+    name, jobs = batch.read_jobs(tmp_path / "mine.yaml")
+    assert name == "mine" and {job.parameters["study"] for job in jobs} == {"mine"}
+    assert not [output for job in jobs for output in job.outputs if "reproduce" in output]
