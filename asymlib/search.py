@@ -12,7 +12,7 @@ its candidates as one stack, and the best one is kept if it beats what was kept 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,22 @@ class Candidate:
         return [(self.system, self.averaged * seed + i) for seed in seeds for i in range(self.averaged)]
 
     def join(self, runs: Sequence[train.TrainedRun], seeds: Sequence[int]) -> list[train.TrainedRun]:
-        """One run a seed from what `runs` asked for, in its order."""
+        """One run a seed from what `runs` asked for, in its order.
+
+        A member that diverged is left out of its average, which carries the member's diverged_at all the same, so a search
+        never chooses it; where all of them diverged, the first stands for the average.
+        """
         n = self.averaged
         if n == 1:
             return list(runs)
-        return [train.average_runs(runs[n * i : n * (i + 1)], seed) for i, seed in enumerate(seeds)]
+        joined = []
+        for i, seed in enumerate(seeds):
+            members = runs[n * i : n * (i + 1)]
+            whole = [run for run in members if run.diverged_at is None]
+            one = train.average_runs(whole, seed) if whole else replace(members[0], seed=seed)
+            broken = [run.diverged_at for run in members if run.diverged_at is not None]
+            joined.append(replace(one, diverged_at=min(broken)) if broken else one)
+        return joined
 
 
 def train_candidates(
@@ -265,7 +276,7 @@ def _row(
 
 
 def load_choice(folder: str | Path) -> Candidate:
-    """The recipe that a search left in a heads folder, without its weights; a folder of another origin is refused."""
+    """The recipe that a search left in a heads folder, without its weights; a config.json that no search wrote is refused."""
     path = Path(folder) / "config.json"
     config = read_json(path)
     if not isinstance(config, dict) or not {"system", "averaged"} <= set(config):

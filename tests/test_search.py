@@ -198,6 +198,22 @@ def test_a_candidate_that_diverges_is_logged_and_never_chosen(case):
     assert choice.system == broken and log["delta_percent"].iloc[2] == -100
 
 
+def test_an_average_leaves_out_members_that_diverged_and_is_never_chosen():
+    def run(seed, value, diverged_at=None):
+        weight = {"query.weight": torch.full((2, 2), value)}
+        return train.TrainedRun(IDENTITY, seed, weight, weight, 1, [1.0, 0.5], diverged_at)
+
+    candidate = search.Candidate(IDENTITY, averaged=3)
+    whole, part, none = candidate.join(
+        [run(0, 1.0), run(1, 2.0), run(2, 6.0), run(3, 1.0), run(4, 99.0, 7), run(5, 3.0)]
+        + [run(6, 4.0, 5), run(7, 5.0, 2), run(8, 6.0, 9)],
+        [0, 1, 2],
+    )
+    assert [one.seed for one in (whole, part, none)] == [0, 1, 2]
+    assert [one.best["query.weight"][0, 0].item() for one in (whole, part, none)] == [3.0, 2.0, 4.0]
+    assert [one.diverged_at for one in (whole, part, none)] == [None, 7, 2]
+
+
 def test_a_choice_is_trained_under_its_name_and_read_back_without_its_weights(case, tmp_path):
     _, training, validation = case
     choice = search.Candidate(START.with_changes(lr=2e-2), 2)
