@@ -435,6 +435,18 @@ def hubness(rows: np.ndarray, n_docs: int) -> dict[str, float]:
     }
 
 
+def hubness_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a system: each of hubness's measures averaged over collections, then mean and, as <measure>_sd, sd over seeds.
+
+    table: columns system, seed and those of hubness, one row a collection; of one track.
+    """
+    measures = ["k_skewness", "anti_hubs", "robin_hood"]
+    by_seed = table.groupby(["system", "seed"], sort=False)[measures].mean()
+    found = by_seed.groupby("system", sort=False).agg(["mean", "std"])
+    found.columns = [name if part == "mean" else f"{name}_sd" for name, part in found.columns]
+    return found.reset_index()
+
+
 # ------------------------------------------------------------------------------------------------------ statistics
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from asymlib import magnitude, plots, results
+from asymlib import evaluate, magnitude, plots, results
 from asymlib.datasets import POSITIVES_A_QUERY
 from asymlib.errors import InputError, run_command
 from asymlib.files import project_path, write_text
@@ -517,7 +517,6 @@ def analysis_facts(results_folder: str | Path, full_folder: str | Path) -> dict[
         "case_setup": CASE_SETUP,
         "case_systems": [row | {"ours": zero.loc[row["system"]].to_dict()} for row in CASE_SYSTEMS.to_dict("records")],
         "target": CASE_SYSTEMS.set_index("system").loc["iso15-pred12", "delta_percent"],
-        "case_std": magnitude.CASE_LOG.query("split == 'train'")["std.document"],
         "parity": parity.to_dict("records"),
         "parity_off": list(parity.loc[parity["difference"].abs() > TOLERANCE, "dataset"]),
         "parity_worst": parity["difference"].abs().max(),
@@ -600,10 +599,7 @@ def analysis_figures(results_folder: str | Path, full_folder: str | Path) -> dic
     )
     both = set(smoke["system"]) & set(full["system"]) - {"baseline"}
     sizes = [part.assign(pairs=int(part["pairs"].max())) for part in (smoke, full)]
-    measures = ["k_skewness", "anti_hubs", "robin_hood"]
-    hubs = table["hubness"].query("track == 'zero-shot'").groupby(["system", "seed"], sort=False)[measures].mean()
-    hubs = hubs.groupby("system", sort=False).agg(["mean", "std"])
-    hubs.columns = [name if part == "mean" else f"{name}_sd" for name, part in hubs.columns]
+    hubs = evaluate.hubness_over_seeds(table["hubness"].query("track == 'zero-shot'"))
     watched = [name for name in SHOWN_IN_TRAINING if name in set(table["trajectory"]["system"])]
     history = _trajectory_history(table["trajectory"])
     forests = {f"systems_{track.replace('-', '_')}": systems[systems["track"] == track] for track in TRACKS}
@@ -618,7 +614,7 @@ def analysis_figures(results_folder: str | Path, full_folder: str | Path) -> dic
         "smoke_full": plots.smoke_full(pd.concat([part[part["system"].isin(both)] for part in sizes])),
         "room_by_track": plots.oracle_room(_oracle_table(table["systems"], table["oracle"])),
         "length_relevance": plots.length_relevance(table["length_relevance"]),
-        "hubness": plots.hubness_bars(hubs.reset_index()),
+        "hubness": plots.hubness_bars(hubs),
     }
 
 

@@ -5,6 +5,7 @@ import sys
 from math import log2
 
 import numpy as np
+import pandas as pd
 import pytest
 import pytrec_eval
 import scipy.stats
@@ -19,6 +20,7 @@ from asymlib.evaluate import (
     Judge,
     evaluate,
     hubness,
+    hubness_over_seeds,
     mrr,
     ndcg,
     parse_metric,
@@ -173,6 +175,7 @@ def test_a_private_memmap_keeps_its_changes(tmp_path):
 STREAM = """
 import sys
 import numpy as np
+import pandas as pd
 import torch
 from asymlib.evaluate import search
 
@@ -408,3 +411,11 @@ def test_hubness_by_hand():
     assert hubness(np.arange(10).reshape(5, 2), 10) == {"k_skewness": 0, "anti_hubs": 0, "robin_hood": 0}
     with pytest.raises(InputError, match="each below 5"):
         hubness(np.array([[5]]), 5)
+
+
+def test_hubness_is_averaged_over_collections_before_seeds():
+    rows = [("a", 0, 1.0), ("a", 0, 3.0), ("a", 1, 4.0), ("a", 1, 6.0), ("b", 0, 7.0)]
+    table = pd.DataFrame(rows, columns=["system", "seed", "k_skewness"]).assign(anti_hubs=0.5, robin_hood=0.25)
+    found = hubness_over_seeds(table).set_index("system")
+    assert found["k_skewness"].to_dict() == {"a": 3.5, "b": 7.0} and found.loc["a", "anti_hubs"] == 0.5
+    assert found.loc["a", "k_skewness_sd"] == pytest.approx(4.5**0.5) and np.isnan(found.loc["b", "k_skewness_sd"])
