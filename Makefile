@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
+# A run that was killed leaves no lock: the one that counts is on this file, and ends with the process that holds it.
+SNAKEMAKE = mkdir -p data/runs && flock --wait 60 data/runs/.lock $(BIN)/snakemake --nolock --quiet all --cores $(JOBS)
+SUMMARY = code=$$?; $(BIN)/python workflow/status.py --brief; exit $$code
 
-.PHONY: reproduce real writeup test lab lint bench help
+.PHONY: reproduce real status test lab lint bench help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -18,14 +21,14 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	touch $@
 
 reproduce: $(VENV)/.installed  ## the main job: data, training, diagnosis, evaluation, ablation, write-up
-	$(BIN)/python -m asymlib.batch notebooks/reproduce.yaml --jobs $(JOBS) --resume
+	@$(SNAKEMAKE) --configfile workflow/reproduce.yaml; $(SUMMARY)
 
 real: $(VENV)/.installed       ## the same on real collections, in three tracks: ASYMLIB_DATA=folder make real
 	@test -n "$(ASYMLIB_DATA)" || { echo "set ASYMLIB_DATA to a folder with beir/ and pairs/ (see the README)"; exit 2; }
-	$(BIN)/python -m asymlib.batch notebooks/real.yaml --jobs $(JOBS) --resume
+	@$(SNAKEMAKE) --configfile workflow/real.yaml; $(SUMMARY)
 
-writeup: $(VENV)/.installed    ## ANALYSIS.md, its figures and the README's table, from the committed tables in data/results/real
-	$(BIN)/python -m asymlib.writeup
+status: $(VENV)/.installed     ## one line a job: state, seconds, error
+	@$(BIN)/python workflow/status.py
 
 test: $(VENV)/.installed       ## every test that needs no network, GPU or external data
 	$(BIN)/python -m pytest -q

@@ -4,7 +4,8 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,14 +28,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -71,8 +70,14 @@ def read_json(path: str | Path) -> object:
 def project_path(*parts: str) -> Path:
     """A path below the project's folder: $ASYMLIB_HOME if set, else the checkout that holds this package.
 
-    Notebooks use it so that they find data/ and figures/ from JupyterLab (which starts them in notebooks/) and from
-    a batch (which starts them in the project's folder) alike.
+    A notebook that JupyterLab starts in notebooks/ and one that a job starts elsewhere find data/ and figures/ alike.
     """
     home = os.environ.get("ASYMLIB_HOME")
     return Path(home).joinpath(*parts) if home else Path(__file__).resolve().parent.parent.joinpath(*parts)
+
+
+def safe_name(value: str, field: str) -> str:
+    """`value` itself if it can be part of a path: letters, digits and . _ + = -, not starting with . or -."""
+    if not re.fullmatch(r"[A-Za-z0-9_+=][A-Za-z0-9._+=-]*", value):
+        raise InputError(f"{field}: {value!r}, expected letters, digits and . _ + = -, not starting with . or -")
+    return value

@@ -1,8 +1,7 @@
 """Projection heads: what is trained on top of the frozen encoder, for R runs at once.
 
 Every parameter carries a leading run axis, so one matrix product serves all runs and run r never sees run s.
-A plain leading axis is used instead of torch.func.vmap: linear maps batch by themselves, and the same code reads
-as a single run when R = 1.
+A plain leading axis, not torch.func.vmap: linear maps batch by themselves, and R = 1 reads as a single run.
 """
 
 import math
@@ -13,21 +12,17 @@ from torch import Tensor
 
 from asymlib.errors import InputError
 
-HEADS = ("none", "linear", "residual", "deep")
+LAYERS = {
+    "none": (),
+    "linear": ("",),
+    "residual": ("up.", "down."),
+    "deep": ("first.", "second.", "third."),
+}  # names of the linear layers
+HEADS = tuple(LAYERS)
 STARTS = ("random", "identity")
 SIDES = ("both", "query", "document", "shared")
 
 Parameters = dict[str, Tensor]
-
-
-def _layers(head: str, dim: int) -> list[tuple[str, int, int]]:
-    """(name, inputs, outputs) of the linear layers of a head."""
-    return {
-        "none": [],
-        "linear": [("", dim, dim)],
-        "residual": [("up.", dim, dim), ("down.", dim, dim)],
-        "deep": [("first.", dim, dim), ("second.", dim, dim), ("third.", dim, dim)],
-    }[head]
 
 
 def check_head(head: str, start: str, sides: str) -> None:
@@ -36,12 +31,10 @@ def check_head(head: str, start: str, sides: str) -> None:
         if value not in valid:
             raise InputError(f"{field}: {value!r} is unknown, expected one of {', '.join(valid)}")
     if head == "deep" and start == "identity":
-        raise InputError(
-            "start: a 'deep' head has nonlinear layers in a row and cannot start as the identity; use 'residual'"
-        )
+        raise InputError("start: a 'deep' head cannot start as the identity, its layers are nonlinear; use 'residual'")
 
 
-def start_head(head: str, start: str, dim: int, generator: torch.Generator) -> Parameters:
+def _start_head(head: str, start: str, dim: int, generator: torch.Generator) -> Parameters:
     """Parameters of one head for one run.
 
     head: 'none' {} | 'linear' z = W x + b | 'residual' z = x + W2 gelu(W1 x + b1) + b2 |
@@ -53,12 +46,11 @@ def start_head(head: str, start: str, dim: int, generator: torch.Generator) -> P
     generator: drawn from in a fixed order, on the CPU, so that a run's start does not depend on its neighbours.
     Returns {name: (out, in) or (out,)} float32 tensors on the CPU.
     """
-    check_head(head, start, "both")
     bound = 1 / math.sqrt(dim)
     parameters = {}
-    for name, inputs, outputs in _layers(head, dim):
-        parameters[f"{name}weight"] = torch.empty(outputs, inputs).uniform_(-bound, bound, generator=generator)
-        parameters[f"{name}bias"] = torch.empty(outputs).uniform_(-bound, bound, generator=generator)
+    for name in LAYERS[head]:
+        parameters[f"{name}weight"] = torch.empty(dim, dim).uniform_(-bound, bound, generator=generator)
+        parameters[f"{name}bias"] = torch.empty(dim).uniform_(-bound, bound, generator=generator)
     if start == "identity" and head == "linear":
         parameters["weight"] = torch.eye(dim)
         parameters["bias"] = torch.zeros(dim)
@@ -78,19 +70,15 @@ def start_heads(head: str, start: str, sides: str, dim: int, seed: int, predicto
     check_head(head, start, sides)
     generator = torch.Generator().manual_seed(seed)
     parameters: Parameters = {}
-    for side in {"both": ("query", "document"), "query": ("query",), "document": ("document",), "shared": ("shared",)}[
-        sides
-    ]:
-        parameters |= {f"{side}.{name}": value for name, value in start_head(head, start, dim, generator).items()}
+    for side in ("query", "document") if sides == "both" else (sides,):
+        parameters |= {f"{side}.{name}": value for name, value in _start_head(head, start, dim, generator).items()}
     if predictor:
         parameters |= {"predictor.weight": torch.eye(dim), "predictor.bias": torch.zeros(dim)}
     return parameters
 
 
 def stack(runs: list[Parameters]) -> Parameters:
-    """R runs' parameters as one dictionary of (R, ...) tensors; all runs must have the same names and shapes."""
-    if len({tuple((name, value.shape) for name, value in sorted(run.items())) for run in runs}) != 1:
-        raise InputError("heads: runs with different architectures cannot be stacked; group them by head and sides")
+    """R runs' parameters as one dictionary of (R, ...) tensors; all runs have the same names and shapes."""
     return {name: torch.stack([run[name] for run in runs]) for name in sorted(runs[0])}
 
 
@@ -140,9 +128,7 @@ def project(parameters: Parameters, side: str, x: np.ndarray, chunk: int = 8192)
         return np.asarray(x, dtype=np.float32)
     dim = next(iter(parameters.values())).shape[-1]
     if x.ndim != 2 or x.shape[1] != dim:
-        raise InputError(
-            f"{side} vectors: shape {x.shape}, expected (N, {dim}), the dimension that the head was trained for"
-        )
+        raise InputError(f"{side} vectors: shape {x.shape}, expected (N, {dim}), as the head was trained for")
     device = next(iter(parameters.values())).device
     out = np.empty(x.shape, dtype=np.float32)
     for i in range(0, len(x), chunk):
@@ -159,8 +145,6 @@ def soft_whitening(documents: np.ndarray, exponent: float) -> Parameters:
     Returns parameters for apply_head, where both sides use the same map. Su et al. 2021 (arXiv:2103.15316) is a = 1
     with centring; the softness is ours.
     """
-    if exponent < 0:
-        raise InputError(f"whitening: exponent {exponent}, expected 0 or more")
     z = torch.from_numpy(np.array(documents, dtype=np.float64))
     values, vectors = torch.linalg.eigh(z.T @ z / len(z))
     values = (values * len(values) / values.sum()).clamp_min(1e-6 * float(values[-1] * len(values) / values.sum()))

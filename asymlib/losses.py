@@ -1,8 +1,7 @@
 """Similarities and loss terms as pure functions of tensors shaped (..., B, D).
 
 A loss never normalises its inputs behind the caller's back: length is what this project studies. Whether a side is
-normalised is a property of the similarity, one boolean a side in SIMILARITIES. Terms that are functions of angle
-alone (isotropy of cosines, prediction) say so.
+normalised is a property of the similarity, one boolean a side in SIMILARITIES. Terms that see the angle alone say so.
 """
 
 import math
@@ -76,16 +75,6 @@ def info_nce(scores: Tensor, temperature: Tensor | float, same: Tensor | None = 
     return (torch.logsumexp(logits, -1) - logits.diagonal(dim1=-2, dim2=-1)).mean(-1)
 
 
-def info_nce_floor(batch: int, scale: float) -> float:
-    """The lowest value that cosine InfoNCE can take for `batch` classes and scale s = 1/tau, in nats.
-
-        log(1 + (n - 1) exp(-s n/(n - 1)))       NormFace 2017 (arXiv:1704.06369)
-
-    Reached when every positive cosine is 1 and every negative -1/(n - 1). Raw dot products have no such floor.
-    """
-    return math.log1p((batch - 1) * math.exp(-scale * batch / (batch - 1)))
-
-
 def _off_diagonal(batch: int, like: Tensor) -> Tensor:
     return ~torch.eye(batch, dtype=torch.bool, device=like.device)
 
@@ -115,22 +104,20 @@ def covariance_isotropy(z: Tensor) -> Tensor:
     """
     batch, dim = z.shape[-2:]
     centred = z - z.mean(-2, keepdim=True)
-    # The floor goes under the root: the root of 0 has no finite gradient.
-    centred = (
-        centred / lengths(centred).square().mean(-1).clamp_min(TINY**2).sqrt()[..., None, None]
-    )  # tr(C) (B-1)/B = 1
+    spread = lengths(centred).square().mean(-1).clamp_min(TINY**2).sqrt()  # the root of 0 has no finite gradient
+    centred = centred / spread[..., None, None]  # tr(C) (B-1)/B = 1
     gram = centred @ centred.mT / batch  # trace 1 (0 without any spread), same nonzero eigenvalues as C / tr(C)
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     return dim * gram.square().sum((-2, -1)) - 2 * trace + 1  # sum over D eigenvalues of (D l - 1)^2 / D
 
 
-def variance_hinge(z: Tensor, target: float = 1.0) -> Tensor:
-    """VICReg's variance term: mean over dimensions of max(0, target - std).
+def variance_hinge(z: Tensor) -> Tensor:
+    """VICReg's variance term: mean over dimensions of max(0, 1 - std).
 
     z: (..., B, D). Returns (...,). Bardes et al. 2022, Eq. 1 (arXiv:2105.04906), with epsilon 1e-4 inside the root.
-    Not scale-free: at target 1 it asks for vectors of length about sqrt(D).
+    Not scale-free: it asks for vectors of length about sqrt(D).
     """
-    return (target - (z.var(-2) + 1e-4).sqrt()).clamp_min(0).mean(-1)
+    return (1 - (z.var(-2) + 1e-4).sqrt()).clamp_min(0).mean(-1)
 
 
 def uniformity(z: Tensor) -> Tensor:
@@ -172,14 +159,10 @@ def recovery(z: Tensor, x: Tensor) -> Tensor:
     return (z - x).square().sum(-1).mean(-1) / x.square().sum(-1).mean(-1).clamp_min(TINY)
 
 
-def _unit_uniformity(z: Tensor) -> Tensor:
-    return uniformity(normalize(z))
-
-
 ISOTROPY = {
     "none": None,
     "cosine": cosine_isotropy,
     "covariance": covariance_isotropy,
     "variance-hinge": variance_hinge,
-    "uniformity": _unit_uniformity,
+    "uniformity": lambda z: uniformity(normalize(z)),
 }

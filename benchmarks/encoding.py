@@ -1,4 +1,4 @@
-"""Encoding speed: asymlib.encode against plain SentenceTransformer.encode, the same texts, in alternating runs.
+"""Encoding speed: asymlib.encoding against plain SentenceTransformer.encode, the same texts, in alternating runs.
 
     python benchmarks/encoding.py [--texts 600] [--pairs 3] [--batch-size 32]
 
@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from asymlib.encode import EncoderConfig, encode, find_encoder
+from asymlib.encoding.encode import encode
+from asymlib.encoding.encoder import EncoderConfig, find_encoder
 
 
 def docstrings(package: str, count: int) -> list[str]:
@@ -75,7 +76,7 @@ def main() -> None:
         print(f"pair {pair + 1}: {ratios[-1][0]:.2f}x by the clock, {ratios[-1][1]:.2f}x by processor time", flush=True)
     clock, processor = np.median(ratios, axis=0)
     print(
-        f"encoding {len(texts)} texts on {torch.get_num_threads()} CPU threads, asymlib.encode against "
+        f"encoding {len(texts)} texts on {torch.get_num_threads()} CPU threads, asymlib.encoding against "
         f"SentenceTransformer.encode (batch size {arguments.batch_size}), texts a second: {clock:.2f}x by the clock, "
         f"{processor:.2f}x by processor time (medians of {len(ratios)}); smallest cosine between the two {cosine:.6f}"
     )

@@ -21,33 +21,34 @@ import numpy as np
 import torch
 
 from asymlib import heads
-from asymlib.systems import System, get_system
-from asymlib.train import PairVectors, train
+from asymlib.pair_vectors import PairVectors
+from asymlib.recipes import Recipe, get_recipe
+from asymlib.train import train
 
 VALIDATION = 64  # pairs; few, so that the steps are what is timed
 
 
-def plain_run(system: System, seed: int, pairs: PairVectors, device: str, fused: bool) -> torch.nn.ModuleList:
+def plain_run(recipe: Recipe, seed: int, pairs: PairVectors, device: str, fused: bool) -> torch.nn.ModuleList:
     """One run as a team would write it, with the start and the order of batches of asymlib's run."""
-    start = heads.start_heads(system.head, system.start, system.sides, pairs.queries.shape[1], seed)
+    start = heads.start_heads(recipe.head, recipe.start, recipe.sides, pairs.queries.shape[1], seed)
     modules = torch.nn.ModuleList()
     for side in ("query", "document"):
         module = torch.nn.Linear(*pairs.queries.shape[1:], pairs.queries.shape[1])
         module.load_state_dict({kind: start[f"{side}.{kind}"] for kind in ("weight", "bias")})
         modules.append(module.to(device))
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=system.lr, weight_decay=system.weight_decay, fused=fused)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
     order = torch.randperm(len(pairs.queries), generator=torch.Generator().manual_seed(1_000_003 + seed)).to(device)
-    target = torch.arange(system.batch_size, device=device)
-    own = torch.eye(system.batch_size, dtype=torch.bool, device=device)
-    pairs_off = system.batch_size * (system.batch_size - 1)
-    for rows in order.split(system.batch_size):
+    target = torch.arange(recipe.batch_size, device=device)
+    own = torch.eye(recipe.batch_size, dtype=torch.bool, device=device)
+    pairs_off = recipe.batch_size * (recipe.batch_size - 1)
+    for rows in order.split(recipe.batch_size):
         q, d = modules[0](pairs.queries[rows]), modules[1](pairs.documents[rows])
         passage = pairs.passage[rows]
-        logits = (q @ d.T / system.temperature).masked_fill((passage[:, None] == passage) & ~own, -torch.inf)
+        logits = (q @ d.T / recipe.temperature).masked_fill((passage[:, None] == passage) & ~own, -torch.inf)
         loss = torch.nn.functional.cross_entropy(logits, target)
         for z in (q, d):
             unit = torch.nn.functional.normalize(z)
-            loss = loss + system.isotropy_weight / 2 * (unit @ unit.T).masked_fill(own, 0).square().sum() / pairs_off
+            loss = loss + recipe.isotropy_weight / 2 * (unit @ unit.T).masked_fill(own, 0).square().sum() / pairs_off
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -73,16 +74,15 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
 
-    system = get_system("asym-dot").with_changes(epochs=1, batch_size=arguments.batch)
-    runs = [(system, seed) for seed in range(arguments.runs)]
+    recipe = get_recipe("asym-dot").with_changes(epochs=1, batch_size=arguments.batch)
+    runs = [(recipe, seed) for seed in range(arguments.runs)]
     generator = np.random.default_rng(0)
     documents = generator.standard_normal((arguments.batch * arguments.steps, arguments.dim), dtype=np.float32)
     queries = documents + generator.standard_normal(documents.shape, dtype=np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     documents /= np.linalg.norm(documents, axis=1, keepdims=True)
     pairs = PairVectors.of(queries, documents, np.arange(len(queries)))
-    few = PairVectors(*(side[:VALIDATION] for side in (pairs.queries, pairs.documents, pairs.passage)))
-    validation = few if arguments.batch <= VALIDATION else pairs
+    validation = pairs.first(max(VALIDATION, arguments.batch))
     on_device = pairs.to(torch.device(arguments.device))
 
     def together(some=runs):
@@ -91,8 +91,8 @@ def main() -> None:
     ways = {
         "together": together,
         "in turn": lambda: [together([run])[0] for run in runs],
-        "plain": lambda: [plain_run(system, seed, on_device, arguments.device, False) for _, seed in runs],
-        "fused": lambda: [plain_run(system, seed, on_device, arguments.device, True) for _, seed in runs],
+        "plain": lambda: [plain_run(recipe, seed, on_device, arguments.device, False) for _, seed in runs],
+        "fused": lambda: [plain_run(recipe, seed, on_device, arguments.device, True) for _, seed in runs],
     }
     first = {name: way() for name, way in ways.items()}  # a warm-up, and the check that all do the same work
     apart = 0.0  # largest relative difference of two heads; float32 rounding grows with the steps

@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from asymlib import files
-
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -34,10 +32,9 @@ def one_thread():
 
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every temporary file is the device that is always full, so the kernel itself answers ENOSPC."""
+    touch = Path.touch
 
-    def made(dir: Path, prefix: str, suffix: str) -> tuple[int, str]:
-        path = Path(dir) / f"{prefix}full{suffix}"
-        path.symlink_to("/dev/full")
-        return os.open(os.devnull, os.O_RDONLY), str(path)
+    def full(path: Path, *arguments: object, **keywords: object) -> None:
+        path.symlink_to("/dev/full") if path.suffix == ".part" else touch(path, *arguments, **keywords)
 
-    monkeypatch.setattr(files.tempfile, "mkstemp", made)
+    monkeypatch.setattr(Path, "touch", full)

@@ -2,17 +2,14 @@
 
 import errno
 import hashlib
-import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from asymlib import files
 from asymlib.errors import InputError, run_command
+from tests.conftest import full_disk
 
 
 def test_sha256_by_known_values(tmp_path):
@@ -29,8 +26,17 @@ def test_a_file_appears_whole_under_its_name_with_its_folders(tmp_path):
         temporary.write_text("whole")
         assert not path.exists()
     assert path.read_text() == "whole"
-    assert path.stat().st_mode & 0o777 == 0o644
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_a_new_file_has_the_mode_that_the_user_asks_for(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        files.write_text(tmp_path / "file.txt", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize(
@@ -47,59 +53,13 @@ def test_after_any_error_the_old_file_stands_and_no_half_file_is_left(tmp_path, 
     assert [p.read_text() for p in tmp_path.iterdir()] == ([old] if old else [])
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_or_quota_is_an_input_error_that_names_the_file(tmp_path, code):
-    path = tmp_path / "file.txt"
-    path.write_text("before")
-    with pytest.raises(InputError, match=r"file\.txt: no space left on the disk; free some and run again"):
-        with files.atomic_path(path) as temporary:
-            temporary.write_text("half")
-            raise OSError(code, os.strerror(code))
-    assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]
-
-
 def test_a_disk_that_is_really_full_is_noticed(tmp_path, monkeypatch):
     (tmp_path / "file.json").write_text("{}")
-
-    def made(dir: Path, prefix: str, suffix: str) -> tuple[int, str]:
-        path = Path(dir) / f"{prefix}full{suffix}"
-        path.symlink_to("/dev/full")  # writing there, the kernel answers ENOSPC
-        return os.open(os.devnull, os.O_RDONLY), str(path)
-
-    monkeypatch.setattr(files.tempfile, "mkstemp", made)
+    full_disk(monkeypatch)
     with pytest.raises(InputError, match=r"file\.json: no space left on the disk") as caught:
         files.write_json(tmp_path / "file.json", {"a": 1})
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file.json", "{}")]
-
-
-def test_a_failing_rename_leaves_no_half_file(tmp_path):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "inside").touch()
-    with pytest.raises(OSError, match="folder"):
-        files.write_text(tmp_path / "folder", "text")  # a folder that is not empty cannot be replaced by a file
-    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
-
-
-def test_ctrl_c_in_another_process_leaves_no_half_file(tmp_path):
-    program = (
-        "import sys, time\n"
-        "from asymlib.errors import run_command\n"
-        "from asymlib.files import atomic_path\n"
-        "def main():\n"
-        "    with atomic_path(sys.argv[1]) as temporary:\n"
-        "        temporary.write_text('half')\n"
-        "        print('writing', flush=True)\n"
-        "        time.sleep(60)\n"
-        "run_command(main)\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "file.txt")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "writing\n"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
-        assert process.stderr.read() == "interrupted: what was finished is kept; the same command goes on from there\n"
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_written_the_same_way_every_time(tmp_path):
@@ -108,13 +68,6 @@ def test_json_is_written_the_same_way_every_time(tmp_path):
         tmp_path / "a.json"
     ).read_bytes() == '{\n  "a": [\n    "ü",\n    null,\n    1.5\n  ],\n  "b": 1\n}\n'.encode()
     assert files.read_json(tmp_path / "a.json") == {"a": ["ü", None, 1.5], "b": 1}
-
-
-def test_what_json_cannot_hold_is_refused_before_the_old_file_is_touched(tmp_path):
-    files.write_json(tmp_path / "a.json", [1])
-    with pytest.raises(TypeError):
-        files.write_json(tmp_path / "a.json", {"a": object()})
-    assert json.loads((tmp_path / "a.json").read_text()) == [1]
 
 
 @pytest.mark.parametrize(
@@ -130,9 +83,6 @@ def test_broken_json_is_refused_naming_file_line_and_column(tmp_path, content, m
     (tmp_path / "broken.json").write_bytes(content)
     with pytest.raises(InputError, match=message):
         files.read_json(tmp_path / "broken.json")
-
-
-def test_a_missing_json_file_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.json: no such file"):
         files.read_json(tmp_path / "nowhere.json")
 
@@ -143,6 +93,17 @@ def test_project_paths_lie_in_the_checkout_or_where_the_environment_says(tmp_pat
     monkeypatch.setenv("ASYMLIB_HOME", str(tmp_path))
     assert files.project_path("data", "cache") == tmp_path / "data" / "cache"
     assert files.project_path() == tmp_path
+
+
+@pytest.mark.parametrize("name", ["asym-dot", "_1e-05", "a+b=c.d", "0"])
+def test_a_name_that_can_be_part_of_a_path_is_taken_as_it_is(name):
+    assert files.safe_name(name, "study") == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "-n", ".hidden", "a b", "a\n", "é", "a\\b"])
+def test_any_other_name_is_refused_by_field(name):
+    with pytest.raises(InputError, match=r"study: .*, expected letters, digits and \. _ \+ = -, not starting with"):
+        files.safe_name(name, "study")
 
 
 @pytest.mark.parametrize(

@@ -1,115 +1,148 @@
-"""The notebooks keep the house rules, and the whole job list runs end to end on a small study of real text and the real encoder."""
+"""The notebooks keep the house rules, and a study of one's own with a single recipe runs through them in order."""
 
 import ast
 import json
 import os
-import re
 import subprocess
 import sys
+from collections import Counter
 
 import nbformat
-import pandas as pd
 import pytest
-import yaml
 
-from asymlib import batch, results
+from asymlib.report import tables
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-LINES = 24  # a cell longer than this holds logic that belongs in asymlib
+LINES = 20  # a cell longer than this holds logic that belongs in asymlib
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def functions(path):
+    nodes = [node for cell in code_cells(path) for node in ast.parse(cell.source).body]
+    return [ast.dump(node) for node in nodes if isinstance(node, ast.FunctionDef)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_stored_as_the_house_wants(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
-    assert "**Question.**" in notebook.cells[0].source and "**In:**" in notebook.cells[0].source
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    first, code = notebook.cells[0], code_cells(path)
+    assert first.cell_type == "markdown" and first.source.startswith(f"# {path.stem[:2]} · ")
+    assert all(word in first.source for word in ("**Question.**", "**In:**", "**Out:**"))
     for cell in code:
         assert not cell.outputs and cell.execution_count is None, "stored with outputs"
-        assert len(cell.source.splitlines()) <= LINES
+        assert len(cell.source.splitlines()) <= LINES or cell is code[0], cell.source
         assert not any(word in cell.source for word in ("sys.path", "!pip", "%pip", "filterwarnings"))
-        assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(ast.parse(cell.source)))
-    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1 and tagged[0] is code[0]
-    for node in ast.parse(tagged[0].source).body:
-        assert isinstance(node, ast.AnnAssign), "a parameter needs a type"
-        ast.literal_eval(node.value)
     assert "assert " in code[-1].source and "print(" in code[-1].source, "the last cell answers, beside an assert"
 
 
-def tiny_jobs(path):
-    """The job list of `make reproduce`, same notebooks and order, on a study of a few hundred pairs."""
-    jobs = yaml.safe_load((ROOT / "notebooks/reproduce.yaml").read_text(encoding="utf-8"))
-    packages = {"test": ["seaborn", "jedi"], "validation": ["datasets"], "train": ["networkx"]}
-    small = {
-        "01-data": {
-            "limit_train": 320,
-            "limit_validation": 80,
-            "limit_per_collection": 60,
-            "max_length": 32,
-            "packages": packages,
-        },
-        "02-{system}": {"seeds": [0, 1], "changes": {"epochs": 2, "batch_size": 16}},
-        "05-ablations": {"seeds": [0, 1], "lrs": [1e-3], "batch_size": 64},
-    }
-    for job in jobs["jobs"]:
-        job["notebook"] = str(ROOT / job["notebook"])
-        job["parameters"] = job.get("parameters", {}) | small.get(job["id"], {})
-    path.write_text(yaml.safe_dump(jobs, sort_keys=False), encoding="utf-8")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_are_typed_literals_each_under_its_comment(path):
+    tagged = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == code_cells(path)[:1]
+    lines = tagged[0].source.splitlines()
+    for node in ast.parse(tagged[0].source).body:
+        assert isinstance(node, ast.AnnAssign) and type(ast.literal_eval(node.value)).__name__ == node.annotation.id
+        assert lines[node.lineno - 2].startswith("# ") and "#" not in lines[node.lineno - 1]
+
+
+def test_no_function_stands_in_two_notebooks():
+    found = Counter(function for path in NOTEBOOKS for function in functions(path))
+    assert not [function for function, times in found.items() if times > 1]
+
+
+def test_notebooks_are_linted_like_code():
+    for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *NOTEBOOKS], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+
+
+# ------------------------------------------------------------------------------------------ one recipe of one's own
+
+OWN = {"study": "own", "packages": {"test": ["seaborn"], "validation": ["jedi"], "train": ["fonttools"]}}
+TRAINING = {"study": "own", "seeds": [0, 1], "changes": {"epochs": 2, "batch_size": 16}}
+JOBS = [
+    ("01_data_prep", OWN | {"limit_train": 160, "limit_validation": 48, "limit_per_collection": 40, "max_length": 16}),
+    ("02_train_heads", TRAINING | {"save_as": "1e-3"}),
+    ("02_train_heads", TRAINING | {"save_as": "exploded", "changes": TRAINING["changes"] | {"lr": 1e12}}),
+    *((name, {"study": "own"}) for name in ("04_magnitude", "05_evaluation", "06_robustness")),
+]
+# Runs the notebooks of a list of [path, parameters] in one process, each in a namespace of its own.
+RUNNER = """
+import builtins, json, nbformat, sys
+builtins.display = lambda *shown: None
+for path, parameters in json.loads(sys.argv[1]):
+    space = {"__name__": "__main__"}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, path, "exec"), space)
+            space |= parameters if "parameters" in cell.metadata.get("tags", []) else {}
+"""
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
+    """The project folder after the notebooks ran on 160 pairs of docstrings, with one healthy recipe and one that explodes."""
     folder = tmp_path_factory.mktemp("home")
-    tiny_jobs(folder / "jobs.yaml")
+    jobs = [[str(ROOT / "notebooks" / f"{name}.ipynb"), parameters] for name, parameters in JOBS]
+    environment = os.environ | {"ASYMLIB_HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUNNER, json.dumps(jobs)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
-def run_batch(home):
-    environment = os.environ | {"ASYMLIB_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "asymlib.batch", "jobs.yaml", "--jobs", "2", "--resume"]
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+@pytest.mark.notebook
+def test_a_name_that_reads_as_a_number_stays_text_in_every_table(home):
+    folder, own = home / "data/results/own", ["1e-3"]
+    expected = {name: ["baseline", "whitened", *own] for name in ("systems.csv", "hubness.csv", "per_query.parquet")}
+    expected |= {
+        "length_relevance.csv": own,
+        "checkpoints.csv": [*own, "exploded"],
+        "attribution.csv": [*own, "exploded"],
+    }
+    found = {name: list(tables.read_table(folder, name)["system"].unique()) for name in expected}
+    assert found == expected
 
 
 @pytest.mark.notebook
-@pytest.mark.timeout(600)
-def test_the_job_list_runs_end_to_end_and_a_second_run_changes_nothing(home):
-    done = run_batch(home)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    folder = home / "data/results/reproduce"
-    table = results.read_table(folder, "systems.csv")
-    assert set(table["dataset"]) == {"seaborn", "jedi", "average"}
-    assert {"baseline", "asym-dot", "asym-cos", "asym-cos-identity", "respred", "whitened"} <= set(table["system"])
-    assert table.loc[table["system"] == "asym-dot", "seeds"].eq(2).all()
-    history = pd.read_parquet(folder / "history.parquet")
-    assert list(history.columns) == ["system", "seed", "step", "epoch", "split", "name", "value"]
-    assert set(history["split"]) == {"train", "training sample", "validation"}
-    page = (folder / "writeup.html").read_text(encoding="utf-8")
-    assert "data:image/png;base64," in page and 'src="http' not in page
-    origin = json.loads((folder / "origin.json").read_text(encoding="utf-8"))
-    assert {"systems.csv", "per_query.parquet", "history.parquet", "ablations.csv"} <= set(origin)
-    before = {name: (folder / name).read_bytes() for name in ("systems.csv", "writeup.md")}
-    again = run_batch(home)
-    assert again.returncode == 0, again.stdout[-3000:]
-    assert {name: (folder / name).read_bytes() for name in before} == before
+def test_a_run_that_exploded_is_a_row_that_says_so_and_has_no_ranking(home):
+    folder = home / "data/results/own"
+    recipes = tables.read_table(folder, "recipes.csv").set_index("name")
+    assert recipes["diverged"].to_dict() == {"1e-3": 0, "exploded": 2} and recipes["seeds"].eq(2).all()
+    last = tables.read_table(folder, "checkpoints.csv").set_index("system")[["last", "best"]]
+    assert last.loc["exploded"].isna().all() and last.loc["1e-3"].notna().all()
+    assert tables.read_table(folder, "attribution.csv").set_index("system").loc["exploded", "total"].isna().all()
 
 
 @pytest.mark.notebook
-def test_every_figure_has_its_table(home):
-    pictures = list((home / "figures/reproduce").glob("*.png"))
-    assert len(pictures) >= 8
-    for picture in pictures:
-        assert picture.with_suffix(".csv").exists() and picture.with_suffix(".pdf").exists()
-
-
-def test_the_readmes_command_makes_a_list_of_ones_own(tmp_path):
-    command = re.search(r"^sed '(s/[^']+)' notebooks/reproduce.yaml", (ROOT / "README.md").read_text("utf-8"), re.M)
-    text = subprocess.run(
-        ["sed", command[1], ROOT / "notebooks/reproduce.yaml"], capture_output=True, text=True, check=True
-    ).stdout
-    (tmp_path / "mine.yaml").write_text(text)
-    name, jobs = batch.read_jobs(tmp_path / "mine.yaml")
-    assert name == "mine" and {job.parameters["study"] for job in jobs} == {"mine"}
-    assert not [output for job in jobs for output in job.outputs if "reproduce" in output]
+def test_tables_with_nothing_to_compare_keep_their_columns_and_figures_show_what_is_there(home):
+    folder, figures = home / "data/results/own", home / "figures/own"
+    contrasts = tables.read_table(folder, "contrasts.csv")
+    assert contrasts.empty and {"track", "a", "b", "difference", "p_value", "p_raw"} <= set(contrasts.columns)
+    matrix = tables.read_table(folder, "similarity_matrix.csv")
+    assert list(matrix["similarity_eval"]) == ["dot", "cosine", "euclidean"] and list(matrix["own"]) == [
+        True,
+        False,
+        False,
+    ]
+    assert not (folder / "answers_met.csv").exists() and not (folder / "choices.csv").exists()
+    names = (
+        "signature",
+        "growth_split",
+        "systems_zero_shot",
+        "systems_adapted",
+        "length_relevance",
+        "hubness",
+        "similarity_matrix",
+    )
+    assert {path.name for path in figures.iterdir()} == {
+        f"{name}.{kind}" for name in names for kind in ("png", "pdf", "csv")
+    }

@@ -1,145 +1,133 @@
-"""The write-up's rules for the three lessons, its formatting, and that its templates hold no typed number."""
+"""The write-up: how numbers are written, claims that stop it, and the page of the committed tables."""
 
+import math
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from asymlib import writeup
 from asymlib.errors import InputError
-from tests.conftest import ROOT
+from asymlib.report import claims, export, tables
+from conftest import ROOT
 
-TEMPLATES = sorted((ROOT / "asymlib/templates").glob("*.j2"))
-# digits that are names, not measurements
-NAMES = [
-    "nDCG@10",
-    "MRR@10",
-    "recall@100",
-    "95 % interval",
-    "iso15-pred12",
-    "ISO15_PRED12",
-    "asym-",
-    "C^(−a/2)",
-    "SHA-256",
-]
+REAL = ROOT / "data/results/real"
 
 
-def prose(template: str) -> str:
-    text = re.sub(r"{%.*?%}|{{.*?}}|{#.*?#}|`[^`]*`|!\[|arXiv:[\d.]+|TREC DL \d+/\d+", "", template, flags=re.S)
-    for name in NAMES:
-        text = text.replace(name, "")
-    return text
+def test_a_claim_is_its_sentence_or_stops_the_page():
+    assert claims.claim(np.True_, "one is less than two") == "one is less than two"
+    for condition in (False, np.False_, math.nan, 0):
+        with pytest.raises(claims.ClaimError, match="one is more than two"):
+            claims.claim(condition, "one is more than two")
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
-def test_no_number_in_a_template_is_typed_by_hand(path):
-    found = re.findall(r".{0,30}\d.{0,30}", prose(path.read_text(encoding="utf-8")))
-    assert not found, found
+def test_numbers_are_written_with_a_sign_only_where_one_is_left():
+    assert [claims.percent(x) for x in (6.549, -0.32, -0.04, 0.04, math.nan)] == ["+6.5 %", "−0.3 %", "0.0 %", "0.0 %", "– %"]
+    assert [claims.number(x, 2) for x in (-0.004, -0.006, 1)] == ["0.00", "−0.01", "1.00"]
+    assert claims.share(0.9746) == "97 %"
 
 
-def test_the_check_for_typed_numbers_finds_one():
-    assert re.search(r"\d", prose("nDCG@10 fell by 59 % for `asym-dot` {{ x|num(4) }}"))
+@given(st.floats(-1e4, 1e4))
+def test_no_percentage_is_minus_zero(value):
+    text = claims.percent(value)
+    assert not re.search(r"[+−-]0\.0 ", text)
+    assert float(text.removesuffix(" %").replace("−", "-")) == pytest.approx(value, abs=0.051)
 
 
-def systems(**deltas):
-    rows = {
-        name: {"mean": 0.5 * (1 + d / 100), "baseline": 0.5, "delta_percent": d, "p_value": p, "seeds": 5}
-        for name, (d, p) in deltas.items()
-    }
-    return pd.DataFrame.from_dict({name.replace("_", "-"): row for name, row in rows.items()}, orient="index")
+def test_a_p_value_at_the_floor_of_the_flips_is_a_bound():
+    floor = 1 / (claims.FLIPS + 1)
+    assert claims.p_value(0.062) == "p = 0.062" and claims.p_value(0.0002) == "p < 0.001"
+    assert claims.p_value(150 * floor, floor) == "p < 0.002"  # Holm over 150 tests: 0.0015, rounded up
+    assert claims.p_value(0.0015, 3 * floor) == "p = 0.002" or claims.p_value(0.0015, 3 * floor) == "p = 0.001"
+    assert claims.p_value(math.nan) == "no test"
 
 
-@pytest.mark.parametrize(
-    ("cosine", "difference", "p", "verdict"),
-    [((2.0, 0.2), -0.2, 0.001, "confirmed"), ((-20.0, 0.001), -0.2, 0.001, "refined"), ((-20.0, 0.001), -0.01, 0.4, "contradicted"),
-     ((-20.0, 0.001), 0.1, 0.001, "contradicted")],
-)  # fmt: skip
-def test_lesson_one_weighs_dot_against_cosine_and_cosine_against_the_baseline(cosine, difference, p, verdict):
-    table = systems(asym_dot=(-50.0, 0.001), asym_cos=cosine)
-    against = {"a": 0.25, "b": 0.25 - difference, "difference": difference, "p_value": p}
-    assert writeup.lesson_dot(table, against, None)["verdict"] == verdict
+def test_change_and_verdict():
+    row = pd.Series({"delta_percent": -50.0, "difference_low": -0.3, "difference_high": -0.2, "baseline": 0.5, "p_value": 0.01})
+    assert claims.change(row) == "−50.0 % [−60.0, −40.0]"  # -0.3 / 0.5 and -0.2 / 0.5
+    assert [claims.verdict(row | {"p_value": p}) for p in ()] == []
+    assert claims.verdict(row) == "below"
+    assert claims.verdict(pd.Series({**row, "p_value": 0.05})) == "tied"
+    assert claims.verdict(pd.Series({**row, "delta_percent": 1.0})) == "above"
 
 
-def test_lesson_one_is_refined_by_a_harmless_dot_product_and_says_which():
-    table = systems(asym_dot=(-50.0, 0.001), asym_cos=(1.0, 0.9))
-    grid = pd.DataFrame({"similarity": ["dot", "dot"], "start": ["random", "identity"], "lr": [1e-2, 1e-4],
-                         "delta_percent": [-50.0, 3.0], "p_value": [0.001, 0.01]})  # fmt: skip
-    lesson = writeup.lesson_dot(table, {"a": 0.25, "b": 0.45, "difference": -0.2, "p_value": 0.001}, grid)
-    assert lesson["verdict"] == "refined" and lesson["harmless"]["start"] == "identity"
-    assert lesson["recovered"] == pytest.approx(0.2 / 0.25)  # (0.45 - 0.25) of the 0.5 - 0.25 that dot lost
+def test_the_block_between_the_markers_is_replaced_and_nothing_else():
+    text = f"before\n{export.BEGIN}\nold\n{export.END}\nafter\n"
+    assert export.with_block(text, "new", "README.md") == f"before\n{export.BEGIN}\nnew\n{export.END}\nafter\n"
+    with pytest.raises(InputError, match="README.md: expected one line"):
+        export.with_block("no markers", "new", "README.md")
 
 
-def warnings(*rows):
-    return pd.DataFrame(
-        [(s, seed, e, r) for s, r, e, seeds in rows for seed in range(seeds)],
-        columns=["system", "seed", "epoch", "rule"],
-    )
+def _run(home, tmp_path, **parameters):
+    """The write-up notebook executed on the tables below `home`."""
+    executed = tmp_path / "executed.ipynb"
+    given = [word for name, value in parameters.items() for word in ("-p", name, value)]
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", "notebooks/09_writeup.ipynb", str(executed), *given]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "ASYMLIB_HOME": str(home)}, capture_output=True, text=True, timeout=200)
+    return done, executed
 
 
-@pytest.mark.parametrize(
-    ("raised", "verdict"),
-    [
-        (warnings(("asym-dot", "length-without-angle", 2.0, 5)), "confirmed"),
-        (warnings(("asym-dot", "length-without-angle", 2.0, 2)), "contradicted"),  # 2 of 5 seeds are not most
-        (
-            warnings(("asym-dot", "accuracy", 0.0, 5), ("asym-dot", "accuracy", 2.0, 5)),
-            "contradicted",
-        ),  # the start raised it too
-        (warnings(("asym-dot", "accuracy", 2.0, 5)), "refined"),  # warned, but not about length
-        (
-            warnings(("asym-dot", "std-query-growing", 2.0, 5), ("asym-cos", "accuracy", 1.0, 5)),
-            "refined",
-        ),  # a false alarm
-    ],
-)
-def test_lesson_two_wants_the_damaged_warned_and_the_healthy_not(raised, verdict):
-    table = systems(asym_dot=(-50.0, 0.001), asym_cos=(1.0, 0.9))
-    assert writeup.lesson_log(table, raised)["verdict"] == verdict
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A project folder that holds the committed tables and figures alone."""
+    home = tmp_path_factory.mktemp("home")
+    for part in ("data/results/real", "data/results/real-full", "figures/real"):
+        files = subprocess.run(["git", "ls-files", part], cwd=ROOT, capture_output=True, text=True).stdout.split()
+        for file in files or [str(path.relative_to(ROOT)) for path in (ROOT / part).iterdir()]:
+            (home / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, home / file)
+    return home
 
 
-def test_lesson_two_judges_whom_it_is_told_to():
-    table = systems(asym_dot=(-50.0, 0.001), best_head=(-20.0, 0.001))
-    raised = warnings(("asym-dot", "length-without-angle", 2.0, 5))
-    assert "best-head" not in writeup.lesson_log(table, raised)["rules"]
-    lesson = writeup.lesson_log(table, raised, watched=["asym-dot", "best-head"])
-    assert lesson["silent"] == ["best-head"] and lesson["verdict"] == "refined"
+@pytest.mark.notebook
+def test_the_committed_page_is_what_the_committed_tables_say(home, tmp_path):
+    done, executed = _run(home, tmp_path, study="real", full="real-full")
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = export.page(executed, "markdown")
+    assert page == (ROOT / "ANALYSIS.md").read_text(encoding="utf-8")
+    assert len(page.encode()) <= 17_000
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert export.with_block(readme, export.tagged_output(executed, "readme-table"), "README.md") == readme
 
 
-def test_lesson_two_also_judges_the_cells_of_the_grid():
-    table = systems(asym_dot=(-50.0, 0.001))
-    raised = warnings(("asym-dot", "length-without-angle", 2.0, 5))
-    cells = [("dot", -40.0, ""), ("cosine", 2.0, "")]
-    grid = pd.DataFrame(
-        [{"similarity": s, "start": "random", "lr": 1e-4, "delta_percent": d, "warnings": w} for s, d, w in cells]
-    )
-    lesson = writeup.lesson_log(table, raised, grid)
-    assert lesson["verdict"] == "refined" and lesson["silent"] == ["dot, random start, 0.0001"]
-    assert lesson["damaged"] == ["asym-dot", "dot, random start, 0.0001"] and not lesson["false"]
+@pytest.mark.notebook
+def test_a_sentence_that_no_longer_holds_stops_the_page(home, tmp_path):
+    other = tmp_path / "home"
+    shutil.copytree(home, other)
+    folder = other / "data/results/real"
+    systems = tables.read_table(folder, "systems.csv")
+    systems.loc[systems["system"] == "asym-dot", "delta_percent"] = -1.0
+    tables.write_table(folder, "systems.csv", systems, tables.read_origin(folder, "systems.csv"))
+    done, executed = _run(other, tmp_path, study="real", full="real-full")
+    assert done.returncode != 0 and "asym-dot falls as deep as the case's system did" in done.stderr
+    with pytest.raises(InputError, match="stopped at ClaimError"):
+        export.page(executed, "markdown")
 
 
-@pytest.mark.parametrize(
-    ("mismatch", "p", "verdict"),
-    [(0.3, 0.001, "confirmed"), (0.5, 0.2, "confirmed"), (0.5, 0.001, "refined")],
-)
-def test_lesson_three_yields_to_a_significantly_better_mismatch_only(mismatch, p, verdict):
-    rows = [("dot", "dot", 0.4, True, np.nan), ("dot", "cosine", mismatch, False, p),
-            ("dnorm", "cosine", 0.4, True, np.nan), ("dnorm", "dot", 0.3, False, 0.001)]  # fmt: skip
-    matrix = pd.DataFrame(rows, columns=["similarity_train", "similarity_eval", "mean", "own", "p_value"])
-    lesson = writeup.lesson_same(matrix)
-    assert lesson["verdict"] == verdict
-    assert lesson["rows"][0]["gain"] == pytest.approx(mismatch - 0.4) and lesson["rows"][1]["evaluated"] == "cosine"
-
-
-def test_formats():
-    assert writeup._percent(-40.176) == "−40.2 %" and writeup._percent(3.55) == "+3.5 %"
-    assert writeup._p_equals(0.0001) == "p < 0.001" and writeup._p_equals(0.0312) == "p = 0.031"
-    assert writeup._factor(np.log(5.07)) == "5.1" and writeup._share(0.961) == "96 %" and writeup._number(np.nan) == "–"
-
-
-def test_page_embeds_its_pictures_and_refuses_a_missing_one(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n")
-    page = writeup.to_html("# Title\n\n![x](a.png)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n", tmp_path)
-    assert "<title>Title</title>" in page and "data:image/png;base64,iVBORw0K" in page and "<table>" in page
-    with pytest.raises(InputError, match=r"b\.png is missing"):
-        writeup.to_html("![x](b.png)", tmp_path)
+def test_the_page_says_what_the_tables_hold():
+    """Some thirty numbers, each computed here from its table in another way than the notebook does."""
+    page = (ROOT / "ANALYSIS.md").read_text(encoding="utf-8")
+    plain = page.replace("−", "-")
+    read = lambda name: pd.read_csv(REAL / name, keep_default_na=False, na_values=[""])  # noqa: E731
+    systems = read("systems.csv").query("metric == 'ndcg@10' and dataset == 'average'")
+    for row in systems[systems["system"] != "baseline"].itertuples():  # 30 rows in three tracks
+        line = next(line for line in plain.splitlines() if line.startswith(f"| `{row.system}` |"))
+        shown = round(100 * (row.mean / row.baseline - 1), 1) + 0.0
+        assert f"{shown:+.1f} %".replace("+0.0", "0.0") in line, (row.track, row.system)
+    effects = read("ablation_effects.csv").set_index("term")["share"]
+    assert f"the similarity {100 * effects['similarity']:.0f} %" in plain.replace("\n", " ").replace("   ", " ")
+    growth = read("attribution.csv").query("system == 'asym-dot'")
+    assert f"**Lengths carry {100 * ((growth['query'] + growth['document']) / growth['total']).mean():.0f} %" in plain
+    met = read("answers_met.csv").query("system == 'best-head' and dataset == 'scifact'").set_index("answers")
+    for answers in met.index:
+        assert f"{100 * (met.loc[answers, 'mean'] / met.loc[answers, 'baseline'] - 1):+.1f} %" in plain
+    oracle = read("oracle.csv").query("dataset == 'average'")
+    for best in oracle.groupby("kind")["mean"].max():
+        assert f"{100 * (best / oracle['baseline'].iloc[0] - 1):+.1f} %" in plain
+    assert "-0.0 %" not in plain

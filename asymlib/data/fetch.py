@@ -1,0 +1,140 @@
+"""Download public retrieval data: BEIR collections, and training pairs of MS MARCO.
+
+`python -m asymlib.data.fetch beir scifact nfcorpus`, `python -m asymlib.data.fetch pairs --sample 88000`.
+"""
+
+import argparse
+import hashlib
+import heapq
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pooch
+import requests
+from tqdm.auto import tqdm
+
+from asymlib.data.collections import write_lines
+from asymlib.errors import InputError, run_command
+
+BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
+BEIR_MD5 = {  # of the zips, as published in BEIR's README
+    "arguana": "8ad3e3c2a5867cdced806d6503f29b99",
+    "climate-fever": "8b66f0a9126c521bae2bde127b4dc99d",
+    "dbpedia-entity": "c2a39eb420a3164af735795df012ac2c",
+    "fever": "5a818580227bfb4b35bb6fa46d9b6c03",
+    "fiqa": "17918ed23cd04fb15047f73e6c3bd9d9",
+    "hotpotqa": "f412724f78b0d91183a0e86805e16114",
+    "msmarco": "444067daf65d982533ea17ebd59501e4",
+    "nfcorpus": "a89dba18a62ef92f7d323ec890a0d38d",
+    "nq": "d4d3d2e48787a744b6f6e691ff534307",
+    "quora": "18fb154900ba42a600f84b839c173167",
+    "scidocs": "38121350fc3a4d2f48850f6aff52e4a9",
+    "scifact": "5f7d1de60b170fc8027bb7898e2efca1",
+    "trec-covid": "ce62140cb23feb9becf6270d0d1fe6d1",
+    "webis-touche2020": "46f650ba5a527fc69e0a6521c5a23563",
+}
+MSMARCO_DATASET = "sentence-transformers/msmarco-bm25"  # MS MARCO's training queries with their relevant passage
+MSMARCO_SUBSET = "triplet"  # one row a query: query, positive, negative
+MSMARCO_REVISION = "6b1596a63475a7bf6d4d397d6b9f599ef3fc8d29"
+
+
+def fetch_beir(name: str, to: str | Path = "data/beir", url: str = BEIR_URL) -> Path:
+    """Download a BEIR collection and unpack it to `to/name`, which appears only when it is whole.
+
+    A zip that lies at `to/name.zip` already (brought by hand) is used instead, if its MD5 is the published one; nothing
+    else is unpacked.
+    """
+    to = Path(to)
+    if (to / name).exists():
+        return to / name
+    to.mkdir(parents=True, exist_ok=True)
+    address, brought = f"{url.rstrip('/')}/{name}.zip", to / f"{name}.zip"
+    by_hand = f"run again, or download it elsewhere and put it at {brought}"
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=to) as temporary:
+        try:
+            pooch.retrieve(
+                address,
+                known_hash=f"md5:{BEIR_MD5[name]}",
+                fname=brought.name,
+                path=to if brought.exists() else temporary,
+                processor=pooch.Unzip(extract_dir=os.path.abspath(os.path.join(temporary, "unpacked"))),
+                progressbar=True,
+            )
+        except requests.RequestException as error:
+            raise InputError(f"{address}: cannot be had ({type(error).__name__}: {error}); {by_hand}") from error
+        except ValueError as error:  # pooch's refusal of another hash
+            raise InputError(f"{address}: its MD5 is not the published one ({error}); {by_hand}") from error
+        os.replace(Path(temporary, "unpacked", name), to / name)
+    return to / name
+
+
+def fetch_pairs(
+    sample: int = 10_000, seed: int = 0, to: str | Path | None = None, dataset: str = MSMARCO_DATASET
+) -> Path:
+    """Draw `sample` MS MARCO training pairs from the Hub and write them as JSONL; returns the file.
+
+    The sample is the distinct (query, positive) rows with the smallest SHA-256 of seed, query and passage: uniform,
+    independent of the order of rows, and a smaller sample of the same seed is a part of a larger one.
+    The subset is downloaded whole (329 MB), because a stream's shuffle draws from its beginning only.
+    to: data/pairs/msmarco_<sample>_seed<seed>.jsonl if None. dataset: a Hub id or a folder of the same layout.
+    MS MARCO is for non-commercial research use only.
+    """
+    from datasets import load_dataset  # takes seconds, and only this function needs it
+
+    if sample < 1:
+        raise InputError(f"sample: expected a whole number >= 1, found {sample!r}")
+    to = Path(to) if to else Path("data/pairs") / f"msmarco_{sample}_seed{seed}.jsonl"
+    try:
+        rows = load_dataset(dataset, MSMARCO_SUBSET, split="train", revision=MSMARCO_REVISION)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{dataset}: cannot be read from the Hub ({reason}); or download the folder '{MSMARCO_SUBSET}' and README.md "
+            f"of https://huggingface.co/datasets/{MSMARCO_DATASET}/tree/{MSMARCO_REVISION} elsewhere and "
+            f"give their folder with --dataset, or put pairs of your own ({{'query', 'document'}} a line) at {to}"
+        ) from error
+    if not {"query", "positive"} <= set(rows.column_names):
+        raise InputError(f"{dataset}: expected the columns query and positive, found {', '.join(rows.column_names)}")
+    rows = rows.select_columns(["query", "positive"])
+    seen: set[bytes] = set()
+
+    def drawn() -> Iterator[tuple[bytes, str, str]]:
+        for row in tqdm(rows, desc="draw pairs", unit="pair"):
+            query, doc = " ".join(row["query"].split()), " ".join(row["positive"].split())
+            key = hashlib.sha256(f"{seed}\0{query}\0{doc}".encode()).digest()
+            if query and doc and key not in seen:
+                seen.add(key)
+                yield key, query, doc
+
+    chosen = heapq.nsmallest(sample, drawn())
+    if len(chosen) < sample:
+        raise InputError(f"{dataset}: holds only {len(chosen)} distinct pairs, {sample} were asked for")
+    write_lines(to, ({"query": query, "document": doc} for _, query, doc in chosen))
+    return to
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: fetch BEIR collections, or draw MS MARCO pairs."""
+    parser = argparse.ArgumentParser(prog="python -m asymlib.data.fetch", description="Download public retrieval data.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    beir = commands.add_parser("beir", help="download BEIR collections, checked against their published MD5")
+    beir.add_argument("names", nargs="+", metavar="NAME", choices=BEIR_MD5, help=", ".join(BEIR_MD5))
+    beir.add_argument("--to", default="data/beir", help="folder that gets one folder a collection (data/beir)")
+    beir.add_argument("--url", default=BEIR_URL, help="where the zips lie, if not at BEIR's own address")
+    marco = commands.add_parser("pairs", help="draw MS MARCO training pairs from the Hub (non-commercial use)")
+    marco.add_argument("--sample", type=int, default=10_000, help="pairs (10000; the case's full size: 88000)")
+    marco.add_argument("--seed", type=int, default=0)
+    marco.add_argument("--to", help="JSONL file (data/pairs/msmarco_<sample>_seed<seed>.jsonl)")
+    marco.add_argument("--dataset", default=MSMARCO_DATASET, help="Hub id, or a folder of its layout")
+    given = parser.parse_args(arguments)
+    if given.command == "beir":
+        for name in given.names:
+            print(fetch_beir(name, given.to, given.url))
+    else:
+        print(fetch_pairs(given.sample, given.seed, given.to, given.dataset))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,86 @@
+"""What two sets of text share: test text that occurs in training, near-equal documents, equal questions."""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from asymlib.data.collections import Collection, load_beir
+
+if TYPE_CHECKING:
+    from asymlib.data.pairs import Pairs
+
+NEAR_DUPLICATE = 0.7  # Jaccard index of two documents' sets of three-word shingles, at and above which they are one
+Rows = list[tuple[str, str]]  # (query, document)
+
+
+def overlap_keys(text: str) -> set[str]:
+    """The first and the last 120 letters and digits, casefolded: two texts that share a key are taken as the same.
+
+    Both ends, because one copy of a passage may carry a title before it or be cut short after it.
+    """
+    plain = re.sub(r"[\W_]+", "", text.casefold())
+    return {f"first {plain[:120]}", f"last {plain[-120:]}"} if plain else set()
+
+
+def keys_of(texts: Iterable[str]) -> set[str]:
+    """The overlap keys of all texts together."""
+    return set().union(*map(overlap_keys, texts))
+
+
+def tested_keys(folders: Iterable[Path]) -> set[str]:
+    """The overlap keys of all queries and documents of BEIR folders with a test split."""
+    collections = [load_beir(folder) for folder in folders]
+    return set().union(*(keys_of(test.queries) | keys_of(test.documents) for test in collections))
+
+
+def overlap(train: "Pairs", collection: Collection) -> dict[str, int | float]:
+    """How much of a test collection occurs in the training text, as queries or as documents.
+
+    Two texts are the same if they share an overlap key.
+    Returns the numbers of queries and documents, how many of each occur in training, and these as shares in [0, 1].
+    """
+    seen = keys_of(train.queries) | keys_of(train.documents)
+    report: dict[str, int | float] = {}
+    for kind, texts in (("queries", collection.queries), ("documents", collection.documents)):
+        found = sum(not seen.isdisjoint(overlap_keys(text)) for text in texts)
+        report |= {kind: len(texts), f"{kind}_in_training": found, f"{kind}_share": found / len(texts)}
+    return report
+
+
+def without_overlap(seen: set[str], rows: Rows, keys: Callable[[str], set[str]] = overlap_keys) -> Rows:
+    """The pairs of which neither the query nor the document has a key in `seen`. keys: overlap_keys, or a cache of it."""
+    return [(query, doc) for query, doc in rows if seen.isdisjoint(keys(query)) and seen.isdisjoint(keys(doc))]
+
+
+def same_words(text: str) -> str:
+    """A text's words and numbers, casefolded, one space between them: what counts as the same query."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def near_duplicates(documents: list[str]) -> np.ndarray:
+    """bool (N,): True where an earlier document that is itself kept has a Jaccard index >= NEAR_DUPLICATE.
+
+    The sets are hashed three-word shingles of the casefolded words: |A and B| comes from a sparse product of the
+    0/1 matrix with itself, |A or B| = |A| + |B| - |A and B|.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer  # seconds to import, and only this function needs it
+
+    vectorizer = HashingVectorizer(
+        n_features=2**24, ngram_range=(3, 3), binary=True, norm=None, alternate_sign=False, token_pattern=r"\w+",
+        dtype=np.float32,
+    )  # fmt: skip
+    shingles = vectorizer.transform(documents).tocsr()
+    sizes = np.diff(shingles.indptr)
+    dropped = np.zeros(len(documents), dtype=bool)
+    columns = shingles.T.tocsr()
+    step = 500
+    for start in range(0, len(documents), step):
+        common = (shingles[start : start + step] @ columns).tocoo()
+        row, col, both = common.row + start, common.col, common.data
+        near = (col < row) & (both >= NEAR_DUPLICATE * (sizes[row] + sizes[col] - both))
+        for later, earlier in sorted(zip(row[near].tolist(), col[near].tolist(), strict=True)):
+            dropped[later] |= not dropped[earlier]
+    return dropped

@@ -1,0 +1,289 @@
+"""(query, document) pairs: how they are read, and how training and validation pairs are made of public or own data.
+
+A pair-maker gives a Split: training and validation pairs without text that they must not share with each other or with the
+test collections, and the counts of what went. Two texts are the same if they share an overlap key (leakage.overlap_keys).
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+
+from asymlib.data.collections import json_lines, load_beir, text_field
+from asymlib.data.leakage import Rows, keys_of, overlap_keys, same_words, tested_keys, without_overlap
+from asymlib.errors import InputError
+from asymlib.pair_vectors import PairVectors
+
+MIN_PAIRS = 64  # of training and of validation: with fewer, one batch is the whole set
+OWN_TITLES = 0.9  # share of the documents with a title of their own, from which on titles serve as queries
+BEGINNING_WORDS = (3, 32)  # words of a first sentence that serves as a query
+FIRST_WORDS = 8  # words that serve as a query where there is no such sentence; also the fewest that must be left
+POSITIVES_A_QUERY = 4
+SEED = 0  # of the order in which pairs are taken
+SENTENCE_END = re.compile(r"(?<=[.!?]) ")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Training or validation pairs: documents[i] is the positive of queries[i].
+
+    query_vectors, document_vectors: (N, D) float32, None where only the text was asked for.
+    """
+
+    name: str
+    queries: list[str]
+    documents: list[str]
+    query_vectors: np.ndarray | None = field(default=None, compare=False, repr=False)
+    document_vectors: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @cached_property
+    def passage(self) -> np.ndarray:
+        """int64 (N,): the number of each row's document text, equal for equal texts, counted by first appearance."""
+        return _numbered(self.documents)
+
+    @cached_property
+    def query_number(self) -> np.ndarray:
+        """int64 (N,): the same for the queries."""
+        return _numbered(self.queries)
+
+    def tensors(self) -> PairVectors:
+        """The vectors as tensors, with the numbers of passages and queries, for training."""
+        return PairVectors.of(self.query_vectors, self.document_vectors, self.passage, self.query_number)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a pair-maker gives. counts: more than the numbers of pairs. collections: test collections made of pairs, by
+    name. made_of: what serves as query and document, where that depends on the data."""
+
+    train: Rows
+    validation: Rows
+    counts: dict
+    collections: dict[str, Rows] = field(default_factory=dict)
+    made_of: str = ""
+
+
+def load_pairs(path: str | Path) -> Pairs:
+    """Read pairs from JSONL: an object a line with `query` and `document` (or `positive`), both not empty."""
+    path = Path(path)
+    queries, documents = [], []
+    for where, record in json_lines(path):
+        fields = [key for key in ("document", "positive") if key in record]
+        if len(fields) != 1:
+            raise InputError(f"{where}: expected fields 'query' and 'document' (or 'positive'), found {sorted(record)}")
+        query, document = text_field(record, "query", where), text_field(record, fields[0], where)
+        if not query or not document:
+            raise InputError(f"{where}: the {'query' if not query else fields[0]} is empty")
+        queries.append(query)
+        documents.append(document)
+    if not queries:
+        raise InputError(f"{path}: holds no pairs")
+    return Pairs(path.stem, queries, documents)
+
+
+def training_rows(path: str | Path) -> Rows:
+    """The pairs of a .jsonl file (see load_pairs), or those with a grade above 0 of a BEIR folder's train split.
+
+    One query of each distinct document text comes first, then the others, each part in an order drawn by SEED.
+    Empty documents give no pair.
+    """
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        pairs = load_pairs(path)
+        rows = list(zip(pairs.queries, pairs.documents, strict=True))
+    else:
+        rows = [(query, doc) for query, found in _judged(path) for _, doc in found]
+    seen: set[str] = set()
+    first, others = [], []
+    for i in np.random.default_rng(SEED).permutation(len(rows)):
+        (others if rows[i][1] in seen else first).append(rows[i])
+        seen.add(rows[i][1])
+    return first + others
+
+
+def pair_hash(pair: tuple[str, str]) -> str:
+    """SHA-256 of a pair's text: an order that no file, package or machine decides."""
+    return hashlib.sha256("\0".join(pair).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------- pair-makers
+
+
+def pooled(sources: dict[str, Path], tests: list[Path], limit_train: int, limit_validation: int) -> Split:
+    """Pairs of several published sources, to be tested on other collections.
+
+    sources: BEIR folders with train judgements or JSONL files, by name. Each gives the same number of pairs as long as
+        it has them, the larger ones the rest. Within a source one query of each distinct passage comes first, in an
+        order drawn by SEED, then the others; a smaller study is a part of a larger one.
+    limit_train: number of pairs, exactly.
+    limit_validation: pairs of as many passages, the same number from each source, equal for every limit_train. No
+        passage or query of theirs is in training.
+    A pair whose query or passage occurs in a test collection is left out of both and counted.
+    """
+    if limit_validation < len(sources):
+        raise InputError(f"limit_validation: expected at least one pair for each of {len(sources)} sources")
+    read = {source: training_rows(path) for source, path in sources.items()}
+    keys = cache(overlap_keys)  # every text is looked at several times
+    tested = tested_keys(tests)
+    clean = {source: without_overlap(tested, rows, keys) for source, rows in read.items()}
+    validation: Rows = []
+    held: set[str] = set()
+    for source, rows in clean.items():
+        wanted = len(validation) + limit_validation // len(sources)
+        for pair in rows:
+            if len(validation) < wanted and without_overlap(held, [pair], keys):
+                validation.append(pair)
+                held.update(*map(keys, pair))
+        if len(validation) < wanted:
+            raise InputError(f"{sources[source]}: too few distinct passages for {limit_validation} validation pairs")
+    left = {source: without_overlap(held, rows, keys) for source, rows in clean.items()}
+    if (available := sum(map(len, left.values()))) < limit_train:
+        raise InputError(f"limit_train: {', '.join(sources)} give only {available} training pairs, not {limit_train}")
+    taken: dict[str, Rows] = {}
+    for i, source in enumerate(sorted(left, key=lambda source: len(left[source]))):  # the smallest first
+        taken[source] = left[source][: (limit_train - sum(map(len, taken.values()))) // (len(left) - i)]
+    removed = {
+        "overlap_with_tests": {source: len(read[source]) - len(clean[source]) for source in sources},
+        "overlap_with_validation": {source: len(clean[source]) - len(left[source]) for source in sources},
+    }
+    counts = {"train": {source: len(taken[source]) for source in sources}, "removed": removed}
+    return Split([pair for source in sources for pair in taken[source]], validation, counts)
+
+
+def own(train: Path, validation: Path | None, tests: list[Path], limit_validation: int) -> Split:
+    """Pairs of one's own data, to be tested on one's own collections.
+
+    train: a .jsonl file of pairs (see load_pairs), or a folder in BEIR's layout with qrels/train.tsv. One query of each
+        distinct passage comes first, in an order drawn by SEED, then the others.
+    validation: a .jsonl file of pairs, all of which are used. None: taken out of the training pairs by whole passages,
+        as many as fit into limit_validation pairs and a tenth of the training pairs; a passage that shares text with
+        one taken before is passed over.
+    A pair that shares text with a test collection is left out of both and counted, and so is a training pair that
+    shares text with validation. So training pairs must not come from a tested corpus.
+    """
+    if limit_validation < MIN_PAIRS:
+        raise InputError(f"limit_validation: expected at least {MIN_PAIRS}, found {limit_validation}")
+    tested = tested_keys(tests)
+    read = {"train": training_rows(train)}
+    if validation:
+        read["validation"] = training_rows(validation)
+    clean = {part: without_overlap(tested, rows) for part, rows in read.items()}
+    removed = {part: len(read[part]) - len(clean[part]) for part in read}
+    limit = min(limit_validation, len(clean["train"]) // 10)
+    held = clean["validation"] if validation else _whole_groups(clean["train"], lambda pair: pair[1], limit, apart=True)
+    left = without_overlap(keys_of(text for pair in held for text in pair), clean["train"])
+    _check_enough(train, left, held, f"of {len(read['train'])} pairs {removed['train']} share text with the tests")
+    overlapping = len(clean["train"]) - len(left) - (0 if validation else len(held))
+    gone = {"overlap_with_tests": removed, "overlap_with_validation": {"train": overlapping}}
+    return Split(left, held, {"removed": gone})
+
+
+def of_the_tested(folder: Path, labels: bool, limit_train: int, limit_validation: int) -> Split:
+    """Pairs of the very collection that is tested.
+
+    labels: False: no judgement is read, pairs are made of the documents' text alone. Where at least OWN_TITLES of the
+        documents have a title that no other has, title -> text. Otherwise the text's beginning -> its rest, as in the
+        inverse cloze task (Lee et al. 2019, arXiv:1906.00300): the first sentence if it has 3 to 32 words, else the
+        first 8 words; the rest must have at least 8. One pair a document.
+        True: the pairs of qrels/train.tsv with a grade above 0, of each query at most POSITIVES_A_QUERY, the highest
+        grades first and equal ones by content hash.
+    A pair that shares text with a test query is left out and counted; with ArguAna, whose test queries are documents,
+    these documents give no pair.
+    Validation: in an order drawn by SEED, whole queries with all their pairs, until limit_validation pairs or a
+    tenth of all are reached. Without labels, no training pair shares text with a validation pair; with labels, no query
+    of theirs does, while documents may be relevant to both, as they are to test queries.
+    limit_train, limit_validation: pairs at most. Fewer than MIN_PAIRS of either are an InputError.
+    """
+    rows, made_of = _best_rows(folder) if labels else _text_rows(folder / "corpus.jsonl")
+    clean = without_overlap(keys_of(load_beir(folder).queries), rows)
+    clean = [clean[i] for i in np.random.default_rng(SEED).permutation(len(clean))]
+    limit = min(limit_validation, len(clean) // 10)
+    validation = _whole_groups(clean, lambda pair: same_words(pair[0]), limit, apart=False)
+    held = keys_of(text for query, doc in validation for text in ([query] if labels else [query, doc]))
+    if labels:
+        left = [(query, doc) for query, doc in clean if held.isdisjoint(keys_of([query]))]
+    else:
+        left = without_overlap(held, clean)
+    train = left[:limit_train]
+    _check_enough(folder, train, validation, f"of {len(rows)} pairs made of {made_of}")
+    removed = {
+        "overlap_with_test_queries": len(rows) - len(clean),
+        "overlap_with_validation": len(clean) - len(validation) - len(left),
+        "over_the_limit": len(left) - len(train),
+    }
+    return Split(train, validation, {"removed": removed}, made_of=made_of)
+
+
+def _numbered(texts: list[str]) -> np.ndarray:
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+
+
+def _check_enough(where: Path, train: Rows, validation: Rows, why: str) -> None:
+    if min(len(train), len(validation)) < MIN_PAIRS:
+        found = f"{len(train)} training and {len(validation)} validation pairs"
+        raise InputError(f"{where}: {found} ({why}; validation takes at most a tenth), expected {MIN_PAIRS} of each")
+
+
+def _judged(folder: Path) -> Iterator[tuple[str, list[tuple[int, str]]]]:
+    """Each query of a train split with the (grade, text) of its relevant documents, empty ones left out."""
+    collection = load_beir(folder, "train")
+    text = dict(zip(collection.doc_ids, collection.documents, strict=True))
+    for key, query in zip(collection.query_ids, collection.queries, strict=True):
+        grades = collection.qrels[key].items()
+        yield query, [(grade, text[doc]) for doc, grade in grades if grade > 0 and text.get(doc)]
+
+
+def _whole_groups(rows: Rows, key: Callable[[tuple[str, str]], str], limit: int, apart: bool) -> Rows:
+    """At most `limit` pairs, in the rows' order: all pairs of a key or none. apart: no two groups share text."""
+    groups: dict[str, Rows] = defaultdict(list)
+    for pair in rows:
+        groups[key(pair)].append(pair)
+    taken: Rows = []
+    held: set[str] = set()
+    for group in groups.values():
+        if len(taken) + len(group) <= limit and not (apart and without_overlap(held, group) != group):
+            taken += group
+            held |= keys_of(text for pair in group for text in pair)
+    return taken
+
+
+def _best_rows(folder: Path) -> tuple[Rows, str]:
+    """Pairs of the train split: of each query the POSITIVES_A_QUERY best documents."""
+    rows = []
+    for query, found in _judged(folder):
+        ordered = sorted((-grade, pair_hash((query, doc)), doc) for grade, doc in found)
+        rows += [(query, doc) for _, _, doc in ordered[:POSITIVES_A_QUERY]]
+    return rows, "training judgements"
+
+
+def _text_rows(corpus: Path) -> tuple[Rows, str]:
+    """One pair of each document's own text, and what it is made of."""
+    fields = [
+        (text_field(record, "title", where, ""), text_field(record, "text", where))
+        for where, record in json_lines(corpus)
+    ]
+    times = Counter(same_words(title) for title, _ in fields)
+    with_own = sum(bool(title) and times[same_words(title)] == 1 for title, _ in fields)
+    if with_own >= OWN_TITLES * len(fields):
+        return [(title, text) for title, text in fields if title and text], "title and text"
+    return [pair for _, text in fields if (pair := beginning_and_rest(text))], "beginning and rest"
+
+
+def beginning_and_rest(text: str) -> tuple[str, str] | None:
+    """A text's first sentence, or its first words, and what follows; None if too little follows. See of_the_tested."""
+    first = SENTENCE_END.split(text, maxsplit=1)[0]
+    low, high = BEGINNING_WORDS
+    if not low <= len(first.split()) <= high or len(first) == len(text):
+        first = " ".join(text.split()[:FIRST_WORDS])
+        text = " ".join(text.split())
+    rest = text[len(first) :].strip()
+    return (first, rest) if len(rest.split()) >= FIRST_WORDS else None

@@ -1,0 +1,1 @@
+"""Results for people: tables with their origin, figures from tables, claims about them."""

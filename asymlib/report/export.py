@@ -1,0 +1,74 @@
+"""The executed write-up notebook as a page: Markdown for the repository, self-contained HTML, and the table of the README.
+
+    python -m asymlib.report.export EXECUTED.ipynb [--markdown ANALYSIS.md] [--html writeup.html] [--readme README.md]
+
+Code is left out, and so are cells tagged `remove`. Pictures are linked below the page's folder in Markdown and embedded in HTML.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from asymlib.errors import InputError, run_command
+from asymlib.files import project_path, write_text
+
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+
+
+def page(executed: str | Path, kind: str) -> str:
+    """The notebook without its code, kind "markdown" or "html"; a notebook that stopped on the way is an InputError."""
+    import nbformat  # seconds to import
+    from nbconvert.exporters import HTMLExporter, MarkdownExporter
+    from traitlets.config import Config
+
+    notebook = nbformat.read(executed, as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    if failed := [output for output in outputs if output.output_type == "error"]:
+        raise InputError(f"{executed}: stopped at {failed[0]['ename']}: {failed[0]['evalue']}; there is no page of it")
+    config = Config()
+    config.TagRemovePreprocessor.remove_cell_tags = {"remove", "parameters", "injected-parameters"}
+    config.TagRemovePreprocessor.enabled = True
+    exporter = {"markdown": MarkdownExporter, "html": HTMLExporter}[kind](
+        config=config, exclude_input=True, exclude_output_prompt=True, **({"embed_images": True} if kind == "html" else {})
+    )
+    text, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(project_path("notebooks")), "name": "asymlib"}})
+    return re.sub(r"\n{3,}", "\n\n", text.replace("](../", "](")).strip() + "\n" if kind == "markdown" else text
+
+
+def tagged_output(executed: str | Path, tag: str) -> str:
+    """The Markdown that the cell with this tag shows."""
+    import nbformat
+
+    for cell in nbformat.read(executed, as_version=4).cells:
+        if tag in cell["metadata"].get("tags", []):
+            return "".join(output["data"]["text/markdown"] for output in cell["outputs"] if "data" in output)
+    raise InputError(f"{executed}: no cell is tagged {tag!r}")
+
+
+def with_block(text: str, block: str, where: str | Path) -> str:
+    """A text whose part between the two markers is `block`; both must be there once, in order."""
+    parts = re.split(f"{BEGIN}|{END}", text)
+    if len(parts) != 3 or text.index(BEGIN) > text.index(END):
+        raise InputError(f"{where}: expected one line {BEGIN} and, below it, one line {END}")
+    return f"{parts[0]}{BEGIN}\n{block.strip()}\n{END}{parts[2]}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m asymlib.report.export", description=__doc__.splitlines()[0])
+    parser.add_argument("executed", help="the executed notebook")
+    parser.add_argument("--markdown", help="page to write, e.g. ANALYSIS.md")
+    parser.add_argument("--html", help="self-contained page to write")
+    parser.add_argument("--readme", help="file whose table is filled from the cell tagged readme-table")
+    given = parser.parse_args(arguments)
+    if given.markdown:
+        write_text(given.markdown, page(given.executed, "markdown"))
+    if given.html:
+        write_text(given.html, page(given.executed, "html"))
+    if given.readme:
+        block = tagged_output(given.executed, "readme-table")
+        write_text(given.readme, with_block(Path(given.readme).read_text(encoding="utf-8"), block, given.readme))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,166 @@
+"""The cache on disk: a dictionary of vectors that outlives kills, races, merges, damage and a full disk."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asymlib.encoding.cache import MAX_SHARDS, MERGED_ROWS, Cache
+from asymlib.errors import InputError
+from tests.small_encoders import stored
+
+KEY = "0123456789abcdef" * 4
+
+
+def digests(numbers):
+    return np.array([hashlib.sha256(b"%d" % number).digest() for number in numbers], dtype="S32")
+
+
+def vectors(numbers):
+    """(n, 4): of text i the vector i, i + 1/4, i + 1/2, i + 3/4."""
+    return np.asarray(numbers, dtype=np.float32)[:, None] + np.arange(4, dtype=np.float32) / 4
+
+
+def shards(cache):
+    return sorted(cache.folder.glob("shard-*.json"))
+
+
+def add(cache, *numbers):
+    cache.write(digests(numbers), vectors(numbers))
+
+
+def assert_holds(cache, numbers):
+    found, missing = cache.read(digests(numbers))
+    assert not len(missing)
+    np.testing.assert_array_equal(found, vectors(numbers))
+
+
+def test_the_layout_on_disk(tmp_path):
+    cache = Cache(tmp_path, KEY)
+    add(cache, 5, 6)
+    (about,) = shards(cache)
+    vectors_file, keys_file = about.with_suffix(".npy"), about.with_suffix(".keys.npy")
+    assert about.parent == tmp_path / "0123456789abcdef"
+    np.testing.assert_array_equal(np.load(vectors_file), vectors([5, 6]))
+    assert np.load(keys_file).tobytes() == hashlib.sha256(b"5").digest() + hashlib.sha256(b"6").digest()
+    assert json.loads(about.read_text()) == {
+        "rows": 2,
+        "dim": 4,
+        "vectors_sha256": hashlib.sha256(vectors_file.read_bytes()).hexdigest(),
+        "keys_sha256": hashlib.sha256(keys_file.read_bytes()).hexdigest(),
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), max_size=4), st.lists(st.integers(0, 12), max_size=8)
+)
+def test_it_is_a_dictionary(writes, wanted):
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Cache(folder, KEY)
+        for numbers in writes:
+            add(cache, *numbers)
+        known = {number for numbers in writes for number in numbers}
+        found, missing = cache.read(digests(wanted), dim=4)
+        there = [row for row, number in enumerate(wanted) if number in known]
+        np.testing.assert_array_equal(found[there], vectors([wanted[row] for row in there]))
+        assert sorted(missing) == [wanted.index(number) for number in dict.fromkeys(wanted) if number not in known]
+        assert digests(wanted)[missing].tolist() == sorted(digests(wanted)[missing])
+
+
+def test_a_digest_that_ends_in_zero_bytes(tmp_path):
+    cache = Cache(tmp_path, KEY)
+    ends_in_zero = next(i for i in range(9999) if hashlib.sha256(b"%d" % i).digest().endswith(b"\0"))
+    add(cache, 1, ends_in_zero)
+    assert_holds(cache, [ends_in_zero, 1])
+
+
+def test_what_a_killed_writer_left_is_ignored(tmp_path):
+    cache = Cache(tmp_path, KEY)
+    add(cache, 1)
+    add(cache, 2)
+    shards(cache)[1].unlink()  # it is written last
+    (cache.folder / ".shard-3.npy.x.part").write_bytes(b"half")
+    assert_holds(cache, [1])
+    assert cache.read(digests([2]))[1].tolist() == [0]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".keys.npy", ".json"])
+def test_a_flipped_byte_is_found_and_mended(tmp_path, suffix):
+    cache = Cache(tmp_path, KEY)
+    for number in range(3):
+        add(cache, 2 * number, 2 * number + 1)
+    victim = shards(cache)[1].with_suffix("")
+    path = victim.with_name(victim.name + suffix)
+    content = bytearray(path.read_bytes())
+    content[5 if suffix == ".json" else len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{victim.name}\{suffix}: .*damaged.*delete .*{victim.name}\.\*"):
+        cache.read(digests([2]))
+    for part in cache.folder.glob(f"{victim.name}.*"):  # what the message says
+        part.unlink()
+    assert cache.read(digests(range(6)))[1].size == 2
+    assert_holds(cache, [0, 1, 4, 5])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".keys.npy"])
+def test_a_missing_part_of_a_shard_is_damage(tmp_path, suffix):
+    cache = Cache(tmp_path, KEY)
+    add(cache, 1)
+    shards(cache)[0].with_suffix(suffix).unlink()
+    with pytest.raises(InputError, match="damaged"):
+        cache.read(digests([1]))
+
+
+def test_many_small_shards_are_merged(tmp_path):
+    cache = Cache(tmp_path, KEY)
+    large = np.arange(MERGED_ROWS // 2) + 1000
+    add(cache, *large)  # large enough to stay
+    kept = shards(cache)
+    for i in range(MAX_SHARDS):
+        add(cache, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3, 4 * i + 4)  # the last is also in the next
+    cache.compact()
+    assert len(shards(cache)) == MAX_SHARDS + 1  # not yet too many
+    add(cache, 400)
+    cache.compact()
+    assert len(shards(cache)) == 2 and kept[0] in shards(cache)
+    assert len(list(cache.folder.iterdir())) == 6  # the small ones left nothing behind
+    assert stored(tmp_path) == len(large) + 4 * MAX_SHARDS + 1 + 1
+    assert_holds(cache, [400, *range(4 * MAX_SHARDS, -1, -1), *large[:5]])
+
+
+CHILD = """
+import sys
+from tests.test_cache import Cache, KEY, add
+for number in range(int(sys.argv[2]), int(sys.argv[3])):
+    add(Cache(sys.argv[1], KEY), number, number + 1)
+    Cache(sys.argv[1], KEY).compact()
+"""
+
+
+def start_child(cache, first, end):
+    command = [sys.executable, "-c", CHILD, str(cache), str(first), str(end)]
+    return subprocess.Popen(command, cwd=Path(__file__).parent.parent)
+
+
+def test_a_reader_beside_two_writers_that_merge_and_one_is_killed(tmp_path):
+    cache, found = Cache(tmp_path, KEY), set()
+    steady, killed = start_child(tmp_path, 0, 150), start_child(tmp_path, 500, 9_999)
+    while steady.poll() is None or len(found) < 160:
+        missing = cache.read(digests(range(9_999)))[1]
+        before, found = found, set(range(9_999)) - set(missing.tolist())
+        assert before <= found  # what was there once stays
+    killed.kill()
+    killed.wait(10)
+    assert steady.returncode == 0
+    assert_holds(cache, range(151))
+    kept = np.setdiff1d(np.arange(500, 9_999), cache.read(digests(range(9_999)))[1])
+    assert kept.tolist() == list(range(500, 500 + len(kept)))  # what it had finished, and nothing half
+    assert_holds(cache, kept)

@@ -1,0 +1,89 @@
+"""Saved runs: what was written is read back, and what is half, altered or trained on something else is refused."""
+
+import errno
+import json
+
+import pytest
+import torch
+
+from asymlib import heads
+from asymlib.checkpoints import load_runs, save_runs
+from asymlib.errors import InputError
+from asymlib.recipes import Recipe
+from asymlib.train import TrainedRun
+from tests.conftest import full_disk
+
+SMALL = Recipe(name="small", similarity="dot", epochs=2)
+
+
+def run(seed: int, recipe: Recipe = SMALL) -> TrainedRun:
+    best, last = (heads.start_heads("linear", "random", "both", 4, 10 * seed + i) for i in range(2))
+    return TrainedRun(recipe, seed, best, last, 1, [0.9, 0.5, 0.6], 7 if seed else None)
+
+
+def test_runs_survive_being_saved_and_loaded(tmp_path):
+    runs = [run(0), run(7)]
+    save_runs(tmp_path / "small", runs, encoder="abc", pairs=64)
+    loaded, config = load_runs(tmp_path / "small", encoder="abc")
+    assert config["encoder"] == "abc" and config["pairs"] == 64 and config["recipe"] == SMALL.to_dict()
+    for mine, other in zip(runs, loaded, strict=True):
+        assert all(torch.equal(other.best[name], value) for name, value in mine.best.items())
+        assert all(torch.equal(other.last[name], value) for name, value in mine.last.items())
+        for name in ("recipe", "seed", "best_epoch", "validation_loss", "diverged_at"):
+            assert getattr(mine, name) == getattr(other, name)
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["config.json", "heads.safetensors"]
+
+
+def test_heads_that_were_trained_on_something_else_are_refused(tmp_path):
+    save_runs(tmp_path, [run(0)], encoder="abc")
+    with pytest.raises(InputError, match="trained with encoder 'abc', but 'xyz' is in use now; train again"):
+        load_runs(tmp_path, encoder="xyz")
+    with pytest.raises(InputError, match="trained with study None, but 'xyz' is in use now"):
+        load_runs(tmp_path, study="xyz")
+
+
+def test_runs_of_two_recipes_are_not_saved_as_one(tmp_path):
+    for wrong in ([run(0), run(0, SMALL.with_changes(name="other"))], []):
+        with pytest.raises(InputError, match="expected runs of exactly one recipe"):
+            save_runs(tmp_path, wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_altered_or_missing_file_is_refused(tmp_path):
+    save_runs(tmp_path, [run(0)])
+    path, config = tmp_path / "heads.safetensors", tmp_path / "config.json"
+    whole = path.read_bytes()
+    for altered in (whole[:-1], whole[:100] + bytes([whole[100] ^ 1]) + whole[101:], b""):
+        path.write_bytes(altered)
+        with pytest.raises(InputError, match=r"heads\.safetensors: changed since it was written"):
+            load_runs(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match=r"heads\.safetensors: no such file"):
+        load_runs(tmp_path)
+    kept = json.loads(config.read_text())
+    config.write_text(json.dumps({name: value for name, value in kept.items() if name != "recipe"}))
+    with pytest.raises(InputError, match=r"config\.json: expected the fields recipe, runs and sha256"):
+        load_runs(tmp_path)
+    config.unlink()  # a folder without it is not a finished run
+    with pytest.raises(InputError, match=r"config\.json: no such file"):
+        load_runs(tmp_path)
+
+
+def test_a_full_disk_while_saving_leaves_the_earlier_runs_whole(tmp_path, monkeypatch):
+    save_runs(tmp_path, [run(0)])
+    with monkeypatch.context() as patched:
+        full_disk(patched)
+        with pytest.raises(InputError, match=r"heads\.safetensors: no space left on the disk") as caught:
+            save_runs(tmp_path, [run(0), run(7)])
+    assert caught.value.__cause__.errno == errno.ENOSPC
+    assert [one.seed for one in load_runs(tmp_path)[0]] == [0]
+
+
+def test_a_stop_between_the_two_files_is_noticed_on_reading(tmp_path):
+    save_runs(tmp_path, [run(0)])
+    with pytest.raises(TypeError):  # the new heads are written, and this origin cannot be
+        save_runs(tmp_path, [run(0), run(7)], origin=object())
+    with pytest.raises(InputError, match="changed since it was written"):
+        load_runs(tmp_path)
+    save_runs(tmp_path, [run(0), run(7)])
+    assert len(load_runs(tmp_path)[0]) == 2

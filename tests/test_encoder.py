@@ -1,0 +1,179 @@
+"""Which encoder: settings, the key that is the cache's address, the Hub, folders that are refused, loading."""
+
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from asymlib.encoding.encode import encode
+from asymlib.encoding.encoder import EMBEDDED_PACKAGE, EMBEDDED_SHA256, EncoderConfig, find_encoder, load_model
+from asymlib.errors import InputError
+from asymlib.files import sha256_file
+from tests.small_encoders import build_bert
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return build_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture
+def config(bert):
+    return EncoderConfig(model=str(bert), max_length=32, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"model": ""}, r"EncoderConfig\.model"),
+        ({"max_length": "256"}, r"EncoderConfig\.max_length: expected int, got '256'"),
+        ({"max_length": 2}, r"EncoderConfig\.max_length: expected at least 3"),
+        ({"prompt": None}, r"EncoderConfig\.prompt: expected str, got None"),
+        ({"dtype": "float64"}, r"EncoderConfig\.dtype: expected one of float32"),
+        ({"revision": 3}, r"EncoderConfig\.revision: expected str \| None, got 3"),
+    ],
+)
+def test_bad_settings(fields, message):
+    with pytest.raises(InputError, match=message):
+        EncoderConfig(**fields)
+
+
+def test_the_key_of_the_embedded_encoder_stays_so_that_caches_on_disk_stay_good():
+    key = "46252e0aefde5a873a24afafe366963e6494bafbf8fd89aad5880adec9a268b9"
+    assert find_encoder(EncoderConfig()).key == key
+    assert find_encoder(EncoderConfig("sentence-transformers/all-MiniLM-L6-v2", device="cpu")).key == key
+
+
+def alter(folder, name, change):
+    path = folder / name
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config, folder: replace(config, prompt="w1 "),
+        lambda config, folder: replace(config, max_length=31),
+        lambda config, folder: replace(config, dtype="float16"),
+        lambda config, folder: alter(folder, "model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+        lambda config, folder: alter(folder, "1_Pooling/config.json", lambda data: data.replace(b"cls", b"max")),
+        lambda config, folder: alter(folder, "tokenizer.json", lambda data: data.replace(b'"w198"', b'"x198"')),
+        lambda config, folder: alter(folder, "config.json", lambda data: data.replace(b'"gelu"', b'"relu"')),
+    ],
+    ids=["prompt", "max_length", "dtype", "weights", "pooling", "tokenizer", "architecture"],
+)
+def test_what_moves_vectors_moves_the_key(tmp_path, bert, config, change):
+    folder = shutil.copytree(bert, tmp_path / "model")
+    config = replace(config, model=str(folder))
+    before = find_encoder(config).key
+    after = find_encoder(change(config, folder) or config).key
+    assert before != after and len(before) == len(after) == 64
+
+
+def test_what_moves_no_vector_moves_no_key(tmp_path, bert, config):
+    folder = shutil.copytree(bert, tmp_path / "elsewhere")
+    (folder / "README.md").write_text("changed")
+    assert find_encoder(replace(config, model=str(folder), device=None)).key == find_encoder(config).key
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_altered_weights_of_the_embedded_encoder(tmp_path, bert, monkeypatch, name):
+    package = tmp_path / "site" / EMBEDDED_PACKAGE  # found before the real one
+    shutil.copytree(bert, package / "model")
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.delitem(sys.modules, EMBEDDED_PACKAGE, raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(InputError) as caught:
+        find_encoder(EncoderConfig(name))
+    weights = package / "model/model.safetensors"
+    for part in (str(weights), sha256_file(weights), EMBEDDED_SHA256):
+        assert part in str(caught.value)
+
+
+def test_without_the_package_the_hub_is_asked_and_checked_alike(monkeypatch, bert):
+    real = find_encoder(EncoderConfig())
+    asked = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(real.folder))
+    assert find_encoder(EncoderConfig()).key == real.key
+    assert asked == ["sentence-transformers/all-MiniLM-L6-v2"]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(bert))
+    with pytest.raises(InputError, match="altered weights"):
+        find_encoder(EncoderConfig())
+
+
+def test_a_hub_id_is_fetched_at_its_revision_without_pickles(monkeypatch, bert, config):
+    asked = {}
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **how: asked.update(how, name=name) or str(bert)
+    )
+    encoder = find_encoder(EncoderConfig("someone/model", revision="0123abc", max_length=32))
+    assert encoder.key == find_encoder(config).key
+    assert (asked["name"], asked["revision"]) == ("someone/model", "0123abc")
+    assert not any(pattern.endswith((".bin", ".py", "*")) for pattern in asked["allow_patterns"])
+
+
+def test_no_network_says_what_to_download(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(InputError, match=r"hf download nobody/nothing --revision abc --local-dir FOLDER"):
+        find_encoder(EncoderConfig("nobody/nothing", revision="abc"))
+
+
+def test_bad_folders(tmp_path, bert):
+    def refused(folder, message, **fields):
+        with pytest.raises(InputError, match=message):
+            encode(["w1"], EncoderConfig(str(folder), device="cpu", max_length=32, **fields), tmp_path / "cache")
+
+    refused(tmp_path / "absent", "no such folder")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", r"no modules\.json")
+    refused(bert, "not taken from the Hub; leave the revision out", revision="main")
+    pickled = shutil.copytree(bert, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    refused(pickled, r"pytorch_model\.bin: weights as a pickle are not loaded")
+    (pickled / "pytorch_model.bin").unlink()
+    refused(pickled, "no weights")
+    broken = shutil.copytree(bert, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"\0" * 100)
+    refused(broken, "cannot load this model")
+    foreign = shutil.copytree(bert, tmp_path / "foreign")
+    (foreign / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "mine.Custom"}]))
+    (foreign / "mine.py").write_text("raise SystemExit('ran code that came with a model')")
+    refused(foreign, "cannot load this model")
+    (foreign / "modules.json").write_text('{"a": 1}')
+    refused(foreign, r"modules\.json: expected a list")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_longer_than_the_model_allows(tmp_path, config):
+    with pytest.raises(InputError, match="at most 64 tokens, got 65"):
+        encode(["w1"], replace(config, max_length=65), tmp_path)
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_here(tmp_path, config, device):
+    with pytest.raises(InputError, match=f"cannot load this model on '{device}'"):
+        encode(["w1"], replace(config, device=device), tmp_path)
+
+
+def test_a_model_on_the_disk_is_loaded_without_asking_the_network(monkeypatch, config):
+    def asked(*arguments, **_):
+        raise AssertionError(f"asked {arguments}")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
+    monkeypatch.setattr(socket.socket, "connect", asked)
+    encoder = find_encoder(config)
+    assert not load_model(encoder.folder, encoder.key, 7, "float32", "cpu").training
+
+
+def test_importing_loads_no_model_library():
+    code = "import sys, asymlib.encoding.encode; sys.exit(bool({'transformers', 'sentence_transformers'} & {*sys.modules}))"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,116 @@
+"""Recipes: all of the design's are there, each is strict, and each survives being written and read."""
+
+import json
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from asymlib.errors import InputError
+from asymlib.recipes import RECIPES, Recipe, get_recipe
+
+
+def test_every_recipe_stands_under_its_own_name_and_two_have_nothing_to_train():
+    assert all(name == recipe.name for name, recipe in RECIPES.items())
+    assert {name for name, recipe in RECIPES.items() if not recipe.trained} == {"baseline", "whitened"}
+
+
+def test_the_failure_is_the_setting_whose_log_is_closest_to_the_cases():
+    expected = {
+        "head": "linear", "start": "random", "sides": "both", "similarity": "dot", "temperature": 0.05, "isotropy": "cosine",
+        "isotropy_weight": 1.0, "prediction_weight": 0.0, "recovery_weight": 0.0, "lr": 1e-2, "batch_size": 64, "epochs": 3,
+    }  # fmt: skip
+    found = get_recipe("asym-dot").to_dict()
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_the_readings_of_the_cases_names():
+    iso15, respred = get_recipe("iso15-pred12"), get_recipe("respred")
+    assert (iso15.isotropy_weight, iso15.prediction_weight) == (1.5, 1.2)
+    assert (respred.head, respred.sides) == ("residual", "query")  # q + f(q), documents untouched
+    ours = get_recipe("asym-cos-identity")
+    assert (ours.start, ours.similarity) == ("identity", "cosine") and ours.lr < get_recipe("asym-dot").lr
+    assert get_recipe("whitened").whitening > 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_json(name):
+    recipe = get_recipe(name)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_an_integer_is_a_float_and_equal_recipes_are_one_key():
+    whole, real = Recipe(name="x", lr=1), Recipe(name="x", lr=1.0)
+    assert type(whole.lr) is float and whole == real and len({whole, real, whole.with_changes(lr=2)}) == 2
+
+
+def test_a_recipe_cannot_be_changed_in_place():
+    with pytest.raises(ValidationError, match="frozen"):
+        get_recipe("asym-dot").lr = 1.0
+
+
+def test_an_unknown_recipe_is_refused_and_the_valid_ones_are_named():
+    with pytest.raises(InputError, match=r"'asym-cosine' is unknown, expected one of baseline, asym-dot, asym-cos, "):
+        get_recipe("asym-cosine")
+
+
+@pytest.mark.parametrize(
+    "change", [get_recipe("asym-dot").with_changes, lambda **values: Recipe.from_dict({"name": "x", **values})]
+)
+def test_an_unknown_field_is_refused_and_the_valid_ones_are_named(change):
+    with pytest.raises(InputError, match=r"unknown field learning_rate, w; valid fields: name, .*") as caught:
+        change(learning_rate=1e-3, w=2)
+    assert str(caught.value).endswith(", ".join(get_recipe("asym-dot").to_dict()))
+
+
+ABOVE, NOT_BELOW = "expected greater than 0", "expected greater than or equal to 0"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("lr", "1e-3", "expected a valid number"),  # as YAML 1.1 reads 1e-3
+        ("lr", None, "expected a valid number"),
+        ("lr", True, "expected a valid number"),
+        ("lr", 0.0, ABOVE),
+        ("lr", math.nan, "expected a finite number"),
+        ("lr", math.inf, "expected a finite number"),
+        ("temperature", -0.05, ABOVE),
+        ("epochs", 3.0, "expected a valid integer"),
+        ("epochs", True, "expected a valid integer"),
+        ("epochs", 0, "expected greater than or equal to 1"),
+        ("batch_size", "64", "expected a valid integer"),
+        ("batch_size", 1, "expected greater than or equal to 2"),
+        *((f"{term}_weight", -1.0, NOT_BELOW) for term in ("isotropy", "prediction", "recovery")),
+        *((name, -1, NOT_BELOW) for name in ("weight_decay", "clip_norm", "patience", "hard_negatives", "whitening")),
+        ("similarity", 1, "expected 'dot', 'cosine', 'qnorm', 'dnorm' or 'euclidean'"),
+        ("isotropy", "vicreg", "expected 'none', 'cosine', 'covariance', 'variance-hinge' or 'uniformity'"),
+        ("head", "mlp", "expected 'none', 'linear', 'residual' or 'deep'"),
+        ("start", "zero", "expected 'random' or 'identity'"),
+        ("sides", "left", "expected 'both', 'query', 'document' or 'shared'"),
+    ],
+)
+def test_a_wrong_value_is_refused_naming_recipe_field_value_and_what_was_expected(field, value, expected):
+    with pytest.raises(InputError) as caught:
+        Recipe(name="mine", **{field: value})
+    assert str(caught.value) == f"recipe 'mine': {field} = {value!r}, {expected}"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"name": "mine", "head": "deep", "start": "identity"},
+            "recipe 'mine': start: .* cannot start as the identity",
+        ),
+        (
+            {"name": "mine", "whitening": 0.1},
+            "recipe 'mine': whitening = 0.1 with a trained head, expected head 'none'",
+        ),
+        ({"name": "dot/1"}, "recipe 'dot/1': name: 'dot/1', expected letters, digits"),
+        ({"lr": 1e-3}, "name = None, Field required"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        Recipe.from_dict(values)

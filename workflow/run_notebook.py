@@ -1,0 +1,272 @@
+"""One notebook as a job: its parameters checked against its tagged cell, the files it depends on, its run and its receipt.
+
+    python workflow/run_notebook.py NOTEBOOK data/runs/STUDY/JOB.json '{"recipe": "asym-dot"}' --files FILE FOLDER/ --inputs FILE
+
+The receipt JOB.json holds the parameters and the SHA-256 of every file in --files, and nothing that changes between equal runs.
+Beside it lie JOB.ipynb (the executed copy), JOB.log and JOB.status.json (state, seconds, error and what was asked of the run).
+"""
+
+import argparse
+import ast
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from asymlib.errors import InputError, run_command
+from asymlib.files import read_json, sha256_file, write_json
+
+START_TIMEOUT = 120  # s for a kernel to answer; a busy machine needs more than the usual 60
+BACK_OFF = (2.0, 8.0)  # s before the second and the third start of a kernel that did not come up
+GRACE = 5.0  # s between interrupting a kernel, so that its cells can clean up, and killing it
+TYPES = {"Any": Any, "list": list, "dict": dict, "int": int, "float": float, "str": str, "bool": bool}
+
+# --- what a notebook is --------------------------------------------------------------------------------------------
+
+
+def check(notebook: Path, given: dict) -> dict:
+    """The parameters in the notebook's types; an InputError names every unknown or mistyped one and the expected type."""
+    model = parameters_of(notebook)
+    try:
+        return model(**given).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        problems = []
+        for e in error.errors():
+            name, known = e["loc"][0], e["loc"][0] in model.model_fields
+            what = (
+                f"{e['msg']}: {e['input']!r}" if known else f"unknown; the notebook has {', '.join(model.model_fields)}"
+            )
+            problems.append(f"parameter {name!r}: {what}")
+        raise InputError(f"{notebook.name}: {'; '.join(problems)}") from error
+
+
+@cache
+def parameters_of(notebook: Path) -> type[BaseModel]:
+    """A strict model of the one tagged cell, which holds `name: type = literal` only: papermill puts the given values into
+    a cell after it, so anything computed in it would keep the default's value."""
+    tagged = [cell["source"] for cell in cells_of(notebook) if "parameters" in cell["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise InputError(f"{notebook}: expected one cell tagged 'parameters', found {len(tagged)}")
+    fields, config = {}, ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    for node in ast.parse(tagged[0]).body:
+        try:
+            default, kind = (
+                ast.literal_eval(node.value),
+                eval(ast.unparse(node.annotation), {"__builtins__": {}}, TYPES),
+            )
+            fields[node.target.id] = (kind | None if default is None and kind is not Any else kind, default)
+            create_model("Parameter", __config__=config, **{node.target.id: fields[node.target.id]})()
+        except (AttributeError, NameError, TypeError, ValueError) as error:
+            raise InputError(f"{notebook}: parameters, line {node.lineno}: expected `name: type = literal`") from error
+    return create_model("Parameters", __config__=config, **fields)
+
+
+def cells_of(notebook: Path) -> list[dict]:
+    """The cells, each with its source as one string; nbformat's own reader takes seconds to import."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        return [cell | {"source": "".join(cell["source"])} for cell in cells]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{notebook}: not a notebook of format 4 ({error!r})") from error
+
+
+def code_of(notebook: Path, package: Path) -> list[Path]:
+    """The package's files that a notebook's result depends on: modules that it imports, directly or through each other, and
+    what else lies in the package and is named in one of them (a style sheet)."""
+    modules = {".".join(path.relative_to(package.parent).with_suffix("").parts): path for path in package.rglob("*.py")}
+    code = [cell["source"] for cell in cells_of(notebook) if cell["cell_type"] == "code"]
+    wanted, used = set().union(*(_imported(source, modules, "") for source in code)), {}
+    while new := wanted - set(used):
+        used |= {name: modules[name].read_text(encoding="utf-8") for name in new}
+        wanted |= set().union(*(_imported(used[name], modules, name) for name in new))
+    others = [path for path in package.rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    named = [path for path in others if any(path.name in source for source in used.values())]
+    return sorted([modules[name] for name in used] + named)
+
+
+def _imported(source: str, modules: dict[str, Path], within: str) -> set[str]:
+    """Which of `modules` a source imports, anywhere in it; all of them where it is no plain Python (a cell with a magic)."""
+    names = set()
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except SyntaxError:
+        return set(modules)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = within.split(".")[: -node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            names |= {name if name in modules else base for name in (f"{base}.{alias.name}" for alias in node.names)}
+    return {name if name in modules else f"{name}.__init__" for name in names} & set(modules)
+
+
+# --- running -------------------------------------------------------------------------------------------------------
+
+
+class Guard(threading.Thread):
+    """Interrupts the kernel, then kills it, when the time is up, on SIGTERM or SIGINT, or when the engine is gone."""
+
+    def __init__(self, parent: int):
+        super().__init__(daemon=True)
+        self.parent, self.deadline, self.ended = parent, float("inf"), ""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: setattr(self, "ended", signal.strsignal(number).lower()))
+
+    def run(self) -> None:
+        while not self.ended:
+            time.sleep(0.2)
+            if os.getppid() != self.parent:
+                self.ended = "the engine is gone"
+            elif time.monotonic() > self.deadline:
+                self.ended = "time limit reached"
+        below = psutil.Process().children(recursive=True)
+        for number in (signal.SIGINT, signal.SIGKILL):
+            for process in below:
+                with suppress(ProcessLookupError):
+                    if process.is_running():
+                        os.killpg(os.getpgid(process.pid), number)
+            psutil.wait_procs(below, timeout=GRACE)
+        time.sleep(GRACE)  # in which the executed copy is written
+        os._exit(1)
+
+
+@contextmanager
+def gpu_slot() -> Iterator[None]:
+    """Hold one of $ASYMLIB_GPUS=0,1 for this process (an id given twice serves two); a scheduler gives us ours itself."""
+    gpus = [gpu for gpu in os.environ.get("ASYMLIB_GPUS", "").split(",") if gpu]
+    slots = [] if "SLURM_JOB_ID" in os.environ else [(gpu, gpus[:n].count(gpu)) for n, gpu in enumerate(gpus)]
+    while slots:
+        for gpu, copy in slots:
+            with open(Path(tempfile.gettempdir()) / f"asymlib-gpu-{os.getuid()}-{gpu}-{copy}.lock", "w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                os.environ |= {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+                yield
+                return
+        time.sleep(0.5)
+    yield
+
+
+def execute(notebook: Path, executed: Path, parameters: dict, guard: Guard) -> str:
+    """Run the notebook in a fresh kernel of this interpreter; what went wrong in one line, else ""."""
+    sys.modules["rfc3987_syntax"] = (
+        None  # jsonschema does without; its grammar takes longer to build than a kernel to start
+    )
+    import papermill  # here, not above: slow, and its imports warn
+    from ipykernel.kernelspec import write_kernel_spec
+
+    with tempfile.TemporaryDirectory(prefix="asymlib-") as scratch:
+        write_kernel_spec(Path(scratch) / "kernels/python3")  # whatever python3 means to the user's Jupyter
+        os.environ |= dict.fromkeys(["JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"], scratch) | {
+            "PYTHONHASHSEED": "0"
+        }
+        for wait in (*BACK_OFF, None):
+            executed.unlink(missing_ok=True)
+            try:
+                papermill.execute_notebook(notebook, executed, parameters, kernel_name="python3", progress_bar=False,
+                                           log_output=True, start_timeout=START_TIMEOUT, iopub_timeout=60)  # fmt: skip
+                return guard.ended
+            except Exception as error:
+                logging.exception("the notebook did not run to its end")
+                kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error)).strip()
+                cells = cells_of(executed) if executed.exists() else []
+                begun = [
+                    n for n, cell in enumerate(cells, 1) if cell["metadata"].get("papermill", {}).get("start_time")
+                ]
+                if begun or guard.ended or wait is None:
+                    place = f"In [{getattr(error, 'exec_count', '*')}]: " if begun else ""
+                    return place + (guard.ended or f"{kind}: {text}".splitlines()[0])
+                logging.error("the kernel did not start; once more in %g s", wait)
+                time.sleep(wait)
+
+
+def written(files: list[str]) -> dict[str, str]:
+    """Path -> SHA-256 of named files; a name that ends in / stands for every file below it. One that is absent: InputError."""
+    paths = []
+    for name in files:
+        paths += sorted(str(path) for path in Path(name).rglob("*") if path.is_file()) if name.endswith("/") else [name]
+        if not paths or not paths[-1].startswith(name) or not Path(paths[-1]).is_file():
+            raise InputError(f"ended well but did not write {name}")
+    return {path: sha256_file(path) for path in paths}
+
+
+def problem(receipt: dict) -> str:
+    """Why the files of a receipt no longer stand as they were written, else ""."""
+    for path, digest in receipt["files"].items():
+        if not Path(path).is_file() or sha256_file(path) != digest:
+            return f"{path} {'was altered' if Path(path).is_file() else 'is lost'}"
+    return ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="run_notebook.py", description="Run one notebook as a job.")
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("receipt", type=Path, help="data/runs/STUDY/JOB.json, written at the end")
+    parser.add_argument("parameters", type=json.loads)
+    parser.add_argument("--files", nargs="*", default=[], help="what the notebook must write; a folder ends in /")
+    parser.add_argument("--inputs", nargs="*", default=[], help="files that the result depends on")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds")
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="the process to end with")
+    options = parser.parse_args(argv)
+    base = options.receipt.with_suffix("")
+    name, status, base = f"{base.parent.name}/{base.name}", Path(f"{base}.status.json"), str(base)
+    record = {"parameters": check(options.notebook, options.parameters), "files": options.files}
+    guard = Guard(options.parent)
+    guard.start()
+    with open(f"{base}.log", "a") as log, os.fdopen(os.dup(1), "w", buffering=1) as console:
+        fcntl.flock(log, fcntl.LOCK_EX)  # a run whose engine was killed may still be ending its kernel
+        record["inputs"] = {path: sha256_file(path) for path in sorted(options.inputs)}
+        last = read_json(status) if status.exists() else {}
+        if all(last.get(key) == record[key] for key in record) and last.get("receipt") and not problem(last["receipt"]):
+            print(f"{name:48} as before", file=console)
+            write_json(options.receipt, last["receipt"])
+            return 0
+        log.truncate(0)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        with gpu_slot():
+            start = time.time()
+            guard.deadline = time.monotonic() + options.limit
+            print(f"{name:48} started", file=console)
+            write_json(status, record | {"state": "running", "started": start})
+            error = execute(options.notebook, Path(f"{base}.ipynb"), record["parameters"], guard)
+        try:
+            files = {} if error else written(options.files)
+        except InputError as absent:
+            error = str(absent)
+        record |= {
+            "state": "failed" if error else "ok",
+            "started": start,
+            "seconds": round(time.time() - start, 1),
+            "error": error,
+        }
+        if not error:
+            record["receipt"] = {"notebook": options.notebook.stem, "parameters": record["parameters"], "files": files}
+            write_json(options.receipt, record["receipt"])
+        write_json(status, record)
+        print(
+            f"{name:48} {record['state']:7}{record['seconds']:8.1f} s  {error and f'{error} ({base}.log)'}",
+            file=console,
+        )
+    return bool(error)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,45 @@
+"""One line a job: state, seconds, error. `python workflow/status.py [--brief]`; brief leaves out what is done or waiting."""
+
+import fcntl
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from run_notebook import problem
+
+from asymlib.files import project_path, read_json, sha256_file
+
+
+def look(receipt: Path) -> tuple[str, float | None, str]:
+    """The state of a job, its seconds so far or in all, and its error."""
+    base = receipt.with_suffix("")
+    last = read_json(f"{base}.status.json") if Path(f"{base}.status.json").exists() else {"state": "waiting"}
+    state, seconds, error = last["state"], last.get("seconds"), last.get("error", "")
+    if state == "running":
+        seconds = time.time() - last["started"]
+        with open(f"{base}.log") as log:
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                state, error = "killed", "it ended without a word"
+            except BlockingIOError:  # a running job holds its log
+                pass
+    elif state == "ok":
+        changed = (path for path, digest in last["inputs"].items() if not Path(path).is_file() or sha256_file(path) != digest)
+        error = problem(last["receipt"]) or next((f"{path} has changed" for path in changed), "")
+        state = "outdated" if error else "ok"
+    return state, seconds, error
+
+
+if __name__ == "__main__":
+    os.chdir(project_path())
+    for family in sorted(Path("data/runs").glob("*/jobs.json")):
+        counts = Counter()
+        for receipt in map(Path, read_json(family)):
+            state, seconds, error = look(receipt)
+            counts[state] += 1
+            if state not in ("ok", "waiting") or "--brief" not in sys.argv:
+                shown = "" if seconds is None else f"{seconds:.1f} s"
+                print(f"{f'{receipt.parent.name}/{receipt.stem}':48} {state:8} {shown:>10}  {error}".rstrip())
+        print(f"{family.parent.name}: {', '.join(f'{number} {state}' for state, number in counts.items())}")
