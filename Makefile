@@ -6,9 +6,11 @@ JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
 # A run that was killed leaves no lock: the one that counts is on this file, and ends with the process that holds it.
 SNAKEMAKE = mkdir -p data/runs && flock --wait 60 data/runs/.lock $(BIN)/snakemake --nolock --quiet all --cores $(JOBS)
-SUMMARY = code=$$?; $(BIN)/python workflow/status.py --brief; exit $$code
+# After it: what is not done and why, and its exit code.
+SUMMARY = code=$$?; $(BIN)/python workflow/status.py --brief; [ $$code = 0 ] || { echo "snakemake -n says what would run, and why"; exit $$code; }
+EXPORT = $(BIN)/python -m asymlib.report.export
 
-.PHONY: reproduce real status test lab lint bench help
+.PHONY: reproduce real writeup status test lab lint bench help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -22,10 +24,20 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 reproduce: $(VENV)/.installed  ## the main job: data, training, diagnosis, evaluation, ablation, write-up
 	@$(SNAKEMAKE) --configfile workflow/reproduce.yaml; $(SUMMARY)
+	@$(MAKE) --silent data/results/reproduce/writeup.html
+
+data/results/reproduce/writeup.html: data/runs/reproduce/09-writeup.ipynb
+	$(EXPORT) $< --html $@
 
 real: $(VENV)/.installed       ## the same on real collections, in three tracks: ASYMLIB_DATA=folder make real
 	@test -n "$(ASYMLIB_DATA)" || { echo "set ASYMLIB_DATA to a folder with beir/ and pairs/ (see the README)"; exit 2; }
 	@$(SNAKEMAKE) --configfile workflow/real.yaml; $(SUMMARY)
+	$(EXPORT) data/runs/real/09-writeup.ipynb --markdown ANALYSIS.md --readme README.md
+
+writeup: $(VENV)/.installed    ## ANALYSIS.md and the README's table again, from the committed tables in data/results/real
+	@mkdir -p data/runs/committed
+	$(BIN)/python workflow/run_notebook.py notebooks/09_writeup.ipynb data/runs/committed/09-writeup.json '{"study": "real", "full": "real-full"}'
+	$(EXPORT) data/runs/committed/09-writeup.ipynb --markdown ANALYSIS.md --readme README.md
 
 status: $(VENV)/.installed     ## one line a job: state, seconds, error
 	@$(BIN)/python workflow/status.py

@@ -69,3 +69,9 @@ def load_runs(folder: str | Path, **expected: Any) -> tuple[list[TrainedRun], di
         for row in config["runs"]
     ]
     return runs, config
+
+
+def load_all(folder: str | Path, names: Sequence[str] = (), **expected: Any) -> dict[str, list[TrainedRun]]:
+    """The runs of each recipe below `folder`, in the order of `names`, or of all that are there by name; as load_runs."""
+    names = names or sorted(path.parent.name for path in Path(folder).glob("*/config.json"))
+    return {name: load_runs(Path(folder) / name, **expected)[0] for name in names}

@@ -9,7 +9,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -25,9 +25,8 @@ METRICS = (METRIC, "mrr@10", "recall@100")
 
 
 def parse_metric(metric: str) -> tuple[str, int]:
-    """ "ndcg@10" -> ("ndcg", 10); anything but ndcg, mrr or recall with a whole number from 1 is an InputError."""
-    match = re.fullmatch(r"(ndcg|mrr|recall)@([1-9][0-9]*)", metric)
-    if not match:
+    """Name and k: ndcg@10 gives ("ndcg", 10)."""
+    if not (match := re.fullmatch(r"(ndcg|mrr|recall)@([1-9][0-9]*)", metric)):
         raise InputError(f"metric {metric!r}: expected ndcg@k, mrr@k or recall@k, k a whole number from 1")
     return match[1], int(match[2])
 
@@ -86,11 +85,9 @@ class Qrels:
         """qrels: query id -> {document id: grade}. relevant_from: the lowest grade that mrr and recall call relevant."""
         if relevant_from < 1:
             raise InputError(f"relevant_from {relevant_from}: expected at least 1")
-        self.name, self.query_ids, self.relevant_from = name, list(query_ids), relevant_from
-        self.n_docs = len(doc_ids)
+        self.name, self.query_ids, self.n_docs, self.relevant_from = name, list(query_ids), len(doc_ids), relevant_from
         row = {doc_id: i for i, doc_id in enumerate(doc_ids)}
-        self.tie_rank = np.empty(self.n_docs, dtype=np.int64)
-        self.tie_rank[sorted(range(self.n_docs), key=doc_ids.__getitem__)] = np.arange(self.n_docs)
+        self.tie_rank = np.argsort(sorted(range(self.n_docs), key=doc_ids.__getitem__))
         self.exclude = np.array([row.get(q, -1) if drop_self else -1 for q in self.query_ids], dtype=np.int64)
         judged = [qrels[q] for q in self.query_ids]
         known = (
@@ -131,7 +128,7 @@ class Qrels:
 
 @dataclass
 class Ranking:
-    """The first documents of every query under one run, which every question about the run's results is asked of."""
+    """The first documents of every query under one run: what every question about its results is asked of."""
 
     qrels: Qrels
     rows: np.ndarray  # (Q, k) of the documents, best first, -1 for none
@@ -143,12 +140,9 @@ class Ranking:
         return self.qrels.scores(self.rows, metrics)
 
     def per_query(self, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
-        """The same as a table: columns dataset, query_id, metric, value; a row for each query and metric."""
-        about = {"dataset": self.qrels.name, "query_id": self.qrels.query_ids}
-        parts = [
-            pd.DataFrame({**about, "metric": name, "value": value}) for name, value in self.metrics(metrics).items()
-        ]
-        return pd.concat(parts, ignore_index=True)
+        """The same as a table: columns dataset, query_id, metric, value."""
+        wide = pd.DataFrame({"dataset": self.qrels.name, "query_id": self.qrels.query_ids, **self.metrics(metrics)})
+        return wide.melt(["dataset", "query_id"], var_name="metric")
 
     def mean(self, metric: str = METRIC) -> float:
         """One metric, averaged over the queries."""
@@ -166,12 +160,11 @@ class Ranking:
         """
         tied = int((np.diff(self.scores[:, :k]) == 0).any(axis=1).sum())
         order = np.lexsort((self.qrels.tie_rank[self.rows], -self.scores))
-        other = np.take_along_axis(self.rows, order, axis=1)
-        mean = float(self.qrels.scores(other, [METRIC])[METRIC].mean())
+        other = replace(self, rows=np.take_along_axis(self.rows, order, axis=1)).mean()
         depth = parse_metric(METRIC)[1]
         if self.rows.shape[1] < self.qrels.n_docs and (self.scores[:, depth - 1] == self.scores[:, -1]).any():
-            mean = np.nan
-        return {"tied_queries": tied, "queries": len(self.rows), "mean": self.mean(), "mean_reversed": mean}
+            other = np.nan
+        return {"tied_queries": tied, "queries": len(self.rows), "mean": self.mean(), "mean_reversed": other}
 
     def by_length(self, k: int = 10, groups: int = 10) -> pd.DataFrame:
         """How often documents of each length are among the first k results, and how often they are relevant."""
@@ -190,8 +183,7 @@ def rank(
 ) -> Ranking:
     """The first k documents of every query, or all of them if there are fewer.
 
-    queries: (Q, D) and documents: (N, D), in the order of the ids of qrels. trained_with: the similarity in the loss that
-    trained these vectors, None if they were not trained.
+    queries: (Q, D), documents: (N, D), as the ids of qrels. trained_with: the similarity of their training, None for none.
     InputError if similarity is not trained_with, unless allow_other_similarity says that this is meant.
     """
     if trained_with is not None and trained_with not in SIMILARITIES:
@@ -215,8 +207,7 @@ def hubness(rows: np.ndarray, n_docs: int) -> dict[str, float]:
         N_i = number of lists that hold document i
         k_skewness = mean((N - mean N)^3) / std(N)^3, anti_hubs = share of N_i = 0, robin_hood = 0.5 sum |N - mean N| / sum N
 
-    rows: (Q, k) of top_k, -1 for none. Returns the three, as scikit-hubness defines them (Feldbauer et al. 2020, JOSS);
-    skewness is 0 if all N are equal.
+    rows: (Q, k) of top_k, -1 for none. As in scikit-hubness (Feldbauer et al. 2020, JOSS); skewness is 0 if all N are equal.
     """
     occurrence = np.bincount(rows[rows >= 0], minlength=n_docs).astype(np.float64)
     away, spread = occurrence - occurrence.mean(), occurrence.std()

@@ -1,8 +1,4 @@
-"""Exact search on arrays: the k best documents of each query, in an order that is always the same.
-
-Each chunk of documents is one matrix product. A block of 16 rows is looked at only where its maximum reaches the k-th best
-score so far; what does reach it becomes one integer, the score's bits above the tie rank's, so sorting integers sorts both.
-"""
+"""Exact search on arrays: the k best documents of each query, in an order that is always the same."""
 
 import mmap
 import threading
@@ -16,40 +12,32 @@ from torch import Tensor
 from asymlib.errors import InputError
 from asymlib.losses import SIMILARITIES
 
-BLOCK = 16
+BLOCK = 16  # rows whose maximum is compared with a query's k-th best score before any of them is looked at
 LONGEST = 1e18  # longer vectors could overflow float32: |q - d|^2 <= (2e18)^2 = 4e36 < 3.4e38
 
 
 def top_k(
-    queries: np.ndarray,
-    documents: np.ndarray | str | PathLike,
-    k: int,
-    similarity: str,
-    tie_rank: np.ndarray | None = None,
-    exclude: np.ndarray | None = None,
-    doc_chunk: int | None = None,
-    query_chunk: int = 1024,
-    device: str | torch.device | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    queries: np.ndarray, documents: np.ndarray | str | PathLike, k: int, similarity: str,
+    tie_rank: np.ndarray | None = None, exclude: np.ndarray | None = None,
+    doc_chunk: int | None = None, query_chunk: int = 1024, device: str | torch.device | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The k documents with the largest score for each query (losses.score_matrix): exact, ties at the k-th place included.
 
-    queries: (Q, D). documents: (N, D), an array, a np.memmap or the path of a .npy file, whose pages are given back.
+    queries: (Q, D). documents: (N, D), an array, a np.memmap or a .npy file, of which only a chunk is held in memory.
     tie_rank: (N,) integers, all different; among equal scores the larger one comes first. None: the earlier row first.
     exclude: (Q,) the row of one document that is no result for this query, -1 for none.
     doc_chunk, query_chunk: rows scored at a time (None: 8,192 on a CPU, 262,144 elsewhere). device: None is the CPU.
     Returns scores (Q, k) float32 and rows (Q, k) int64, best first; if there are fewer than k documents the rest is -inf, -1.
     InputError: another dimension, a NaN, infinite or zero vector where a length is divided by, naming side and row.
     """
-    mapped = _open(documents) if isinstance(documents, str | PathLike) else None
-    documents = documents if mapped is None else mapped
-    _check(queries, documents, k, similarity)
+    is_file, documents = isinstance(documents, str | PathLike), _checked(queries, documents, k, similarity)
     device = torch.device(device or "cpu")
     doc_chunk = doc_chunk or (8192 if device.type == "cpu" else 262_144)
     starts = range(0, len(documents), doc_chunk)
     row_of = np.arange(len(documents))[::-1].copy() if tie_rank is None else np.argsort(tie_rank, kind="stable")
     rank = np.argsort(row_of)  # 0 for the document that loses every tie
     q = _vectors(queries, "queries", 0, similarity, device)
-    hidden = np.full(len(q), -1) if exclude is None else exclude
+    hidden = torch.from_numpy(np.full(len(q), -1) if exclude is None else exclude).to(device)
     parts = [_Best(q[i : i + query_chunk], hidden[i : i + query_chunk], k) for i in range(0, len(q), query_chunk)]
     buffers = threading.local()
 
@@ -59,37 +47,35 @@ def top_k(
         d = _vectors(documents[start : start + doc_chunk], "documents", start, similarity, device)
         for best in parts:
             best.add(d, start, torch.from_numpy(rank[start : start + len(d)]).to(device), similarity, buffers.scores)
-        if mapped is not None:
-            mapped._mmap.madvise(mmap.MADV_DONTNEED)  # read pages would stay in this process's memory
+        if is_file:
+            documents._mmap.madvise(mmap.MADV_DONTNEED)  # read pages would stay in this process's memory
 
     threads = torch.get_num_threads()
     if device.type != "cpu" or min(threads, len(starts)) == 1:
         list(map(score, starts))
     else:  # each thread takes whole chunks, rather than all of them a share of every small step
-        pool = ThreadPoolExecutor(min(threads, len(starts), 16), initializer=torch.set_num_threads, initargs=(1,))
         try:
-            list(pool.map(score, starts))
+            with ThreadPoolExecutor(min(threads, len(starts), 16), None, torch.set_num_threads, (1,)) as pool:
+                list(pool.map(score, starts))
         finally:
-            pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)  # what threads of the future start with
     scores, places = (part.numpy() for part in _unpack(torch.cat([best.reduce() for best in parts]).cpu()))
     return scores, np.where(scores > -np.inf, row_of[places], -1)
 
 
-def _open(path: str | PathLike) -> np.memmap:
-    try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)  # writable for torch without a copy, never written
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a .npy file of numbers ({error})") from error
-
-
-def _check(queries: np.ndarray, documents: np.ndarray, k: int, similarity: str) -> None:
+def _checked(queries: np.ndarray, documents: np.ndarray | str | PathLike, k: int, similarity: str) -> np.ndarray:
+    """The documents, opened if they are a file."""
+    if isinstance(documents, str | PathLike):
+        try:  # mode "c": writable for torch without a copy, never written
+            documents = np.load(documents, mmap_mode="c", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{documents}: expected a .npy file of numbers ({error})") from error
     if similarity not in SIMILARITIES or k < 1:
         raise InputError(f"similarity {similarity!r}, k {k}: expected one of {', '.join(SIMILARITIES)} and at least 1")
     for side, array in (("queries", queries), ("documents", documents)):
         if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape or array.shape[1] != queries.shape[1]:
-            wanted = f"floats (rows, {queries.shape[-1]}), at least one row"
-            raise InputError(f"{side}: {array.dtype} {array.shape}, expected {wanted}")
+            raise InputError(f"{side}: {array.dtype} {array.shape}, expected rows of {queries.shape[-1]} floats")
+    return documents
 
 
 def _vectors(rows: np.ndarray, side: str, start: int, similarity: str, device: torch.device) -> Tensor:
@@ -105,9 +91,9 @@ def _vectors(rows: np.ndarray, side: str, start: int, similarity: str, device: t
 
 
 class _Best:
-    """The best documents of each of these queries among the chunks seen so far, as keys of _pack."""
+    """The best documents of each of these queries so far, as integers that sort by score, then tie rank."""
 
-    def __init__(self, q: Tensor, hidden: np.ndarray, k: int):
+    def __init__(self, q: Tensor, hidden: Tensor, k: int):
         self.q, self.hidden, self.k, self.lock = q, hidden, k, threading.Lock()
         self.nothing = _pack(torch.tensor(-torch.inf, device=q.device), 0)  # the key of no document
         self.bound = self.nothing.expand(len(q))  # (B,) what a key must exceed to be among the best
@@ -121,20 +107,17 @@ class _Best:
         torch.mm(d, self.q.T, out=scores[:n])
         if similarity == "euclidean":  # -|q - d|^2 = 2 q.d - |d|^2 - |q|^2
             scores[:n].mul_(2).sub_(torch.linalg.vecdot(d, d)[:, None]).sub_(torch.linalg.vecdot(self.q, self.q))
-        query = np.flatnonzero((self.hidden >= start) & (self.hidden < start + n))
-        scores[self.hidden[query] - start, query] = -torch.inf
         bound = self.bound
-        if not self.found and len(scores) >= self.k:
-            bound = torch.maximum(bound, _pack(scores.topk(self.k, dim=0).values[-1], 0) - 1)
+        if not self.found and n > self.k:  # one more than k, as one may be hidden
+            bound = self.bound = _pack(scores.topk(self.k + 1, dim=0).values[-1], 0) - 1
         floor = _unpack(bound)[0].clamp_min(torch.finfo(torch.float32).min)  # above -inf: no document
         blocked = scores.view(-1, BLOCK, b)
         block, query = (blocked.amax(1) >= floor).nonzero(as_tuple=True)  # (P,) pairs of a block and a query
         pair, inner = (blocked[block, :, query] >= floor[query, None]).nonzero(as_tuple=True)
         row, query = block[pair] * BLOCK + inner, query[pair]
         key = _pack(scores[row, query], rank[row])
-        enters = key > bound[query]  # of equal scores, only those that win the tie
+        enters = (key > bound[query]) & (start + row != self.hidden[query])  # of equal scores, those that win the tie
         with self.lock:
-            self.bound = torch.maximum(self.bound, bound)
             self.found.append((query[enters], key[enters]))
             if sum(len(keys) for _, keys in self.found) > 2 * b * self.k:
                 self.reduce()

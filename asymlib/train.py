@@ -41,6 +41,7 @@ class Snapshot:
     gradients: dict[str, Tensor] = field(default_factory=dict)  # 'query', 'document' (R, K, B, D), 'parameters' (R,)
 
 
+LARGEST = 1e12  # of a parameter; far below what scores in float32 can hold, far above what training needs
 Observer = Callable[[Snapshot], None]
 Forward = tuple[
     Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]
@@ -58,6 +59,12 @@ class TrainedRun:
     best_epoch: int  # 1, 2, ...; 0 only if no epoch gave a finite validation loss, and then `best` is the start
     validation_loss: list[float]  # contrastive loss after epoch 0 (untrained), 1, 2, ... until it stopped, in nats
     diverged_at: int | None = None  # step of the first loss or gradient that was not finite
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss or gradient was not finite, or a parameter is not or is beyond LARGEST: nothing to rank with."""
+        values = [torch.tensor(self.validation_loss), *self.best.values(), *self.last.values()]
+        return self.diverged_at is not None or not all(bool((value.abs() < LARGEST).all()) for value in values)
 
 
 def train(

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from asymlib.evaluate import search
+from asymlib.exact_search import top_k
 
 DIMENSIONS = 384
-CHUNK = 8192  # as search's default
+CHUNK = 8192  # the default of top_k
 
 
 def queries(count: int) -> np.ndarray:
@@ -87,8 +87,8 @@ def contenders(path: Path, q: np.ndarray, k: int) -> dict:
 
     return {
         "bare product": lambda: bare_product(docs, q),
-        "asymlib, array": lambda: search(q, docs, k, "dot")[1],
-        "asymlib, file": lambda: search(q, path, k, "dot")[1],
+        "asymlib, array": lambda: top_k(q, docs, k, "dot")[1],
+        "asymlib, file": lambda: top_k(q, path, k, "dot")[1],
         "faiss IndexFlatIP": lambda: index.search(q, k)[1],
         "beir exact search": beir,
     }
@@ -104,7 +104,7 @@ def main() -> None:
     args = parser.parse_args()
     q = queries(args.queries)
     if args.memory:
-        search(q, args.memory, args.k, "cosine")
+        top_k(q, args.memory, args.k, "cosine")
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
         return
 

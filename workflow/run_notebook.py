@@ -61,16 +61,15 @@ def parameters_of(notebook: Path) -> type[BaseModel]:
     if len(tagged) != 1:
         raise InputError(f"{notebook}: expected one cell tagged 'parameters', found {len(tagged)}")
     fields, config = {}, ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-    for node in ast.parse(tagged[0]).body:
-        try:
-            default, kind = (
-                ast.literal_eval(node.value),
-                eval(ast.unparse(node.annotation), {"__builtins__": {}}, TYPES),
-            )
-            fields[node.target.id] = (kind | None if default is None and kind is not Any else kind, default)
-            create_model("Parameter", __config__=config, **{node.target.id: fields[node.target.id]})()
-        except (AttributeError, NameError, TypeError, ValueError) as error:
-            raise InputError(f"{notebook}: parameters, line {node.lineno}: expected `name: type = literal`") from error
+    try:
+        for node in ast.parse(tagged[0]).body:
+            name, default = node.target.id, ast.literal_eval(node.value)
+            kind = eval(ast.unparse(node.annotation), {"__builtins__": {}}, TYPES)
+            fields[name] = (kind | None if default is None and kind is not Any else kind, default)
+            create_model("Parameter", __config__=config, **{name: fields[name]})()
+    except (AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:
+        line = getattr(error, "lineno", None) or node.lineno
+        raise InputError(f"{notebook}: parameters, line {line}: expected `name: type = literal`") from error
     return create_model("Parameters", __config__=config, **fields)
 
 
@@ -122,7 +121,7 @@ class Guard(threading.Thread):
 
     def __init__(self, parent: int):
         super().__init__(daemon=True)
-        self.parent, self.deadline, self.ended = parent, float("inf"), ""
+        self.parent, self.deadline, self.ended, self.done = parent, float("inf"), "", threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: setattr(self, "ended", signal.strsignal(number).lower()))
 
@@ -140,6 +139,7 @@ class Guard(threading.Thread):
                     if process.is_running():
                         os.killpg(os.getpgid(process.pid), number)
             psutil.wait_procs(below, timeout=GRACE)
+        self.done.set()
         time.sleep(GRACE)  # in which the executed copy is written
         os._exit(1)
 
@@ -247,6 +247,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name:48} started", file=console)
             write_json(status, record | {"state": "running", "started": start})
             error = execute(options.notebook, Path(f"{base}.ipynb"), record["parameters"], guard)
+        if guard.ended:
+            guard.done.wait()  # until nothing that the kernel started is left
         try:
             files = {} if error else written(options.files)
         except InputError as absent:

@@ -26,7 +26,9 @@ def look(receipt: Path) -> tuple[str, float | None, str]:
             except BlockingIOError:  # a running job holds its log
                 pass
     elif state == "ok":
-        changed = (path for path, digest in last["inputs"].items() if not Path(path).is_file() or sha256_file(path) != digest)
+        changed = (
+            path for path, digest in last["inputs"].items() if not Path(path).is_file() or sha256_file(path) != digest
+        )
         error = problem(last["receipt"]) or next((f"{path} has changed" for path in changed), "")
         state = "outdated" if error else "ok"
     return state, seconds, error

@@ -71,30 +71,25 @@ def docstring_pairs(
 def versions(packages: dict[str, list[str]]) -> dict[str, str]:
     """The installed version of each package, after a check of the names by role."""
     names = [name for role in ROLES for name in packages.get(role, [])]
-    if set(packages) != set(ROLES) or not all(packages.values()):
-        raise InputError(f"packages: expected at least one name for each of {', '.join(ROLES)}; found {packages}")
-    if len(set(names)) < len(names):
-        raise InputError("packages: one occurs twice; a package is tested on or trained on, never both")
-    return {name: _installed(name).version.partition("+")[0] for name in names}
-
-
-def _installed(distribution: str) -> metadata.Distribution:
+    if set(packages) != set(ROLES) or not all(packages.values()) or len(set(names)) < len(names):
+        raise InputError(f"packages: expected names for each of {', '.join(ROLES)}, and none twice; found {packages}")
     try:
-        return metadata.distribution(distribution)
+        return {name: metadata.version(name).partition("+")[0] for name in names}
     except metadata.PackageNotFoundError as error:
-        raise InputError(f"package {distribution} is not installed; requirements.txt names it") from error
+        raise InputError(
+            f"packages: {error.name} is not installed; requirements.txt names the built-in ones"
+        ) from error
 
 
 def _package_rows(distribution: str) -> Rows:
     """The distinct pairs of an installed distribution in content-hash order; nothing is imported."""
-    installed = _installed(distribution)
+    installed = metadata.distribution(distribution)
     files = [
         file
         for file in installed.files or []
         if file.suffix == ".py" and ".." not in file.parts and not SKIPPED_FOLDERS & set(file.parts)
     ]
     pairs = set()
-    collecting = gc.isenabled()
     gc.disable()  # syntax trees are millions of short-lived objects without cycles: half of the time goes otherwise
     try:
         for file in files:
@@ -107,16 +102,14 @@ def _package_rows(distribution: str) -> Rows:
             if ('"""' in source or "'''" in source) and GENERATED not in source[:2000]:
                 pairs.update(pair for doc in _docstrings(source) if (pair := pair_from_docstring(doc)))
     finally:
-        if collecting:
-            gc.enable()
+        gc.enable()
     return sorted(pairs, key=pair_hash)
 
 
 def _docstrings(source: str) -> Iterator[str]:
     """Cleaned docstrings of the module, classes and functions of a source, in source order."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # other people's invalid escapes
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # other people's invalid escapes
         try:
             nodes: list[ast.AST] = [ast.parse(source)]
         except (SyntaxError, ValueError):  # templates and files for another Python
@@ -132,8 +125,7 @@ def _docstrings(source: str) -> Iterator[str]:
 
 
 _RULE = re.compile(r"[\s=\-~^*#\"'`_.+]*")  # an underline or table border
-# numpy and torch write one above the summary
-_SIGNATURE = re.compile(r"[\w.]+\([^()]*(\([^()]*\)[^()]*)*\)(\s*->.*)?", re.S)
+_SIGNATURE = re.compile(r"[\w.]+\([^()]*(\([^()]*\)[^()]*)*\)(\s*->.*)?", re.S)  # numpy's and torch's first line
 _NO_SUMMARY = re.compile(  # a section's name, a directive, code, or a parameter block such as "x (Tensor): ..."
     r"(parameters|args|arguments|returns?|yields|raises|examples?|notes?|attributes)\s*:?\s*(\n|$)"
     r"|\.\. |[#{\[>]|\*{0,2}\w+ \([^()]*(\([^()]*\)[^()]*)*\)\s*:",
@@ -182,7 +174,6 @@ def _clean(by_package: dict[str, Rows], role_of: dict[str, str]) -> tuple[dict[s
     near = near_duplicates([doc for _, _, doc in rows])
     removed["near_duplicate_documents"] = int(near.sum())
     rows = [row for row, drop in zip(rows, near, strict=True) if not drop]
-
     # A test collection is its own pool of queries; all training packages share one.
     pool = {package: package if role == "test" else role for package, role in role_of.items()}
     asked = Counter((pool[package], same_words(query)) for package, query, _ in rows)

@@ -32,8 +32,8 @@ def keys_of(texts: Iterable[str]) -> set[str]:
 
 def tested_keys(folders: Iterable[Path]) -> set[str]:
     """The overlap keys of all queries and documents of BEIR folders with a test split."""
-    collections = [load_beir(folder) for folder in folders]
-    return set().union(*(keys_of(test.queries) | keys_of(test.documents) for test in collections))
+    tests = map(load_beir, folders)
+    return keys_of(text for test in tests for text in test.queries + test.documents)
 
 
 def overlap(train: "Pairs", collection: Collection) -> dict[str, int | float]:
@@ -76,9 +76,8 @@ def near_duplicates(documents: list[str]) -> np.ndarray:
     sizes = np.diff(shingles.indptr)
     dropped = np.zeros(len(documents), dtype=bool)
     columns = shingles.T.tocsr()
-    step = 500
-    for start in range(0, len(documents), step):
-        common = (shingles[start : start + step] @ columns).tocoo()
+    for start in range(0, len(documents), 500):
+        common = (shingles[start : start + 500] @ columns).tocoo()
         row, col, both = common.row + start, common.col, common.data
         near = (col < row) & (both >= NEAR_DUPLICATE * (sizes[row] + sizes[col] - both))
         for later, earlier in sorted(zip(row[near].tolist(), col[near].tolist(), strict=True)):

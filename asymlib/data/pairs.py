@@ -7,7 +7,7 @@ test collections, and the counts of what went. Two texts are the same if they sh
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -100,7 +100,7 @@ def training_rows(path: str | Path) -> Rows:
         pairs = load_pairs(path)
         rows = list(zip(pairs.queries, pairs.documents, strict=True))
     else:
-        rows = [(query, doc) for query, found in _judged(path) for _, doc in found]
+        rows = _judged_rows(path)
     seen: set[str] = set()
     first, others = [], []
     for i in np.random.default_rng(SEED).permutation(len(rows)):
@@ -114,9 +114,6 @@ def pair_hash(pair: tuple[str, str]) -> str:
     return hashlib.sha256("\0".join(pair).encode()).hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------------- pair-makers
-
-
 def pooled(sources: dict[str, Path], tests: list[Path], limit_train: int, limit_validation: int) -> Split:
     """Pairs of several published sources, to be tested on other collections.
 
@@ -128,8 +125,8 @@ def pooled(sources: dict[str, Path], tests: list[Path], limit_train: int, limit_
         passage or query of theirs is in training.
     A pair whose query or passage occurs in a test collection is left out of both and counted.
     """
-    if limit_validation < len(sources):
-        raise InputError(f"limit_validation: expected at least one pair for each of {len(sources)} sources")
+    if not 1 <= len(sources) <= limit_validation:
+        raise InputError("sources: expected at least one, and limit_validation a pair for each of them or more")
     read = {source: training_rows(path) for source, path in sources.items()}
     keys = cache(overlap_keys)  # every text is looked at several times
     tested = tested_keys(tests)
@@ -169,8 +166,6 @@ def own(train: Path, validation: Path | None, tests: list[Path], limit_validatio
     A pair that shares text with a test collection is left out of both and counted, and so is a training pair that
     shares text with validation. So training pairs must not come from a tested corpus.
     """
-    if limit_validation < MIN_PAIRS:
-        raise InputError(f"limit_validation: expected at least {MIN_PAIRS}, found {limit_validation}")
     tested = tested_keys(tests)
     read = {"train": training_rows(train)}
     if validation:
@@ -202,16 +197,17 @@ def of_the_tested(folder: Path, labels: bool, limit_train: int, limit_validation
     of theirs does, while documents may be relevant to both, as they are to test queries.
     limit_train, limit_validation: pairs at most. Fewer than MIN_PAIRS of either are an InputError.
     """
-    rows, made_of = _best_rows(folder) if labels else _text_rows(folder / "corpus.jsonl")
+    if labels:
+        rows, made_of = _judged_rows(folder, POSITIVES_A_QUERY), "training judgements"
+    else:
+        rows, made_of = _text_rows(folder / "corpus.jsonl")
     clean = without_overlap(keys_of(load_beir(folder).queries), rows)
     clean = [clean[i] for i in np.random.default_rng(SEED).permutation(len(clean))]
     limit = min(limit_validation, len(clean) // 10)
     validation = _whole_groups(clean, lambda pair: same_words(pair[0]), limit, apart=False)
-    held = keys_of(text for query, doc in validation for text in ([query] if labels else [query, doc]))
-    if labels:
-        left = [(query, doc) for query, doc in clean if held.isdisjoint(keys_of([query]))]
-    else:
-        left = without_overlap(held, clean)
+    apart = slice(1 if labels else 2)  # the query, or both texts, of a training pair must not be in validation
+    held = keys_of(text for pair in validation for text in pair[apart])
+    left = [pair for pair in clean if held.isdisjoint(keys_of(pair[apart]))]
     train = left[:limit_train]
     _check_enough(folder, train, validation, f"of {len(rows)} pairs made of {made_of}")
     removed = {
@@ -233,13 +229,18 @@ def _check_enough(where: Path, train: Rows, validation: Rows, why: str) -> None:
         raise InputError(f"{where}: {found} ({why}; validation takes at most a tenth), expected {MIN_PAIRS} of each")
 
 
-def _judged(folder: Path) -> Iterator[tuple[str, list[tuple[int, str]]]]:
-    """Each query of a train split with the (grade, text) of its relevant documents, empty ones left out."""
+def _judged_rows(folder: Path, most: int | None = None) -> Rows:
+    """The pairs of a train split; of each query the `most` best, the highest grades first and equal ones by hash."""
     collection = load_beir(folder, "train")
     text = dict(zip(collection.doc_ids, collection.documents, strict=True))
+    rows: Rows = []
     for key, query in zip(collection.query_ids, collection.queries, strict=True):
         grades = collection.qrels[key].items()
-        yield query, [(grade, text[doc]) for doc, grade in grades if grade > 0 and text.get(doc)]
+        found = [(-grade, (query, text[doc])) for doc, grade in grades if grade > 0 and text.get(doc)]
+        if most is not None:
+            found = sorted(found, key=lambda one: (one[0], pair_hash(one[1])))[:most]
+        rows += [pair for _, pair in found]
+    return rows
 
 
 def _whole_groups(rows: Rows, key: Callable[[tuple[str, str]], str], limit: int, apart: bool) -> Rows:
@@ -254,15 +255,6 @@ def _whole_groups(rows: Rows, key: Callable[[tuple[str, str]], str], limit: int,
             taken += group
             held |= keys_of(text for pair in group for text in pair)
     return taken
-
-
-def _best_rows(folder: Path) -> tuple[Rows, str]:
-    """Pairs of the train split: of each query the POSITIVES_A_QUERY best documents."""
-    rows = []
-    for query, found in _judged(folder):
-        ordered = sorted((-grade, pair_hash((query, doc)), doc) for grade, doc in found)
-        rows += [(query, doc) for _, _, doc in ordered[:POSITIVES_A_QUERY]]
-    return rows, "training judgements"
 
 
 def _text_rows(corpus: Path) -> tuple[Rows, str]:

@@ -8,6 +8,7 @@
 `prepare` makes one, `Study.encode` encodes it, and every notebook after that opens it with `load`.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -27,6 +28,7 @@ from asymlib.files import project_path, read_json, safe_name, sha256_file, write
 
 # What training may know of the tested collections: nothing | their documents' text | their training judgements
 TRACKS = ("zero-shot", "adapted", "in-domain")
+SOURCES = ("docstrings", "real", "folder", "target")
 DATA_VARIABLE = "ASYMLIB_DATA"
 FORMAT = 1  # raised whenever the pairs that come out of the same files change
 
@@ -53,8 +55,8 @@ class Request:
 
     def __post_init__(self):
         for name in ("limit_train", "limit_validation", "limit_per_collection"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InputError(f"{name}: expected a whole number >= 1, found {getattr(self, name)!r}")
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,15 @@ def prepare(name: str, source: str, **parameters: object) -> Study:
         "name": name,
         "source": source,
         "track": plan.track,
-        "collections": [_entry(test) for test in plan.tests],
-        "parameters": {"format": FORMAT, "seed": pairs.SEED, **{key: getattr(request, key) for key in SOURCES[source]}},
+        "collections": [{"name": test.name, "folder": _portable(test), "drop_self": collections.is_arguana(test),
+                         "strict": not collections.is_arguana(test)} for test in plan.tests],
+        "parameters": {"format": FORMAT, "seed": pairs.SEED, **asdict(request)},
         "sources": plan.versions or {_portable(path): sha256_file(path) for path in plan.reads},
-    }
-    if not _is_stored(folder, identity):
+    }  # fmt: skip
+    stored: dict = {}
+    with contextlib.suppress(InputError):
+        stored = _described(folder, lambda path: True)
+    if not identity.items() <= stored.items():
         split = plan.make()
         for file in ("study.json", "encoder.json"):
             (folder / file).unlink(missing_ok=True)
@@ -152,9 +158,11 @@ def prepare(name: str, source: str, **parameters: object) -> Study:
             lines = ({"query": query, "document": document} for query, document in rows)
             collections.write_lines(folder / f"{part}.jsonl", lines)
         files = {file: sha256_file(path) for file, path in _files(identity, folder).items()}
+        lines = "".join(f"{files[file]}  {file}\n" for file in sorted(files))
+        content_sha256 = hashlib.sha256(lines.encode("utf-8")).hexdigest()
         counts = {"train": len(split.train), "validation": len(split.validation), **split.counts}
         described = {**identity, "pairs_made_of": split.made_of, "counts": counts, "files": files}
-        write_json(folder / "study.json", {**described, "content_sha256": _content_sha256(files)})
+        write_json(folder / "study.json", {**described, "content_sha256": content_sha256})
     return load(name, vectors=False)
 
 
@@ -172,8 +180,7 @@ def load(name: str, vectors: bool = True) -> Study:
         how = (entry["name"], entry["drop_self"], entry["strict"])
         tests[entry["name"]] = collections.load_beir(_located(entry, folder), "test", *how)
     split = (pairs.load_pairs(folder / f"{part}.jsonl") for part in ("train", "validation"))
-    sha256 = described["content_sha256"]
-    study = Study(name, described["track"], described["source"], folder, *split, tests, sha256)
+    study = Study(name, described["track"], described["source"], folder, *split, tests, described["content_sha256"])
     if not vectors:
         return study
     if not (folder / "encoder.json").is_file():
@@ -189,14 +196,6 @@ def input_files(source: str, parameters: dict) -> list[str]:
     plan = _plan(source, Request(**{key: value for key, value in parameters.items() if key in known}))
     tested = (folder / file for folder in plan.tests if folder.is_absolute() for file in collections.FILES)
     return sorted({str(path) for path in (*plan.reads, *tested)})
-
-
-SOURCES = {  # the fields of Request that each reads
-    "docstrings": ("packages", "limit_train", "limit_validation", "limit_per_collection"),
-    "real": ("sources", "tests", "limit_train", "limit_validation"),
-    "folder": ("train", "validation", "tests", "limit_validation"),
-    "target": ("target", "labels", "limit_train", "limit_validation"),
-}
 
 
 @dataclass(frozen=True)
@@ -238,10 +237,9 @@ def _plan(source: str, asked: Request) -> Plan:
 
 
 def _data_root() -> Path:
-    root = os.environ.get(DATA_VARIABLE)
-    if not root:
+    if not os.environ.get(DATA_VARIABLE):
         raise InputError(f"{DATA_VARIABLE}: not set; expected the folder that holds beir/<collection>/")
-    return Path(os.path.abspath(root))
+    return Path(os.path.abspath(os.environ[DATA_VARIABLE]))
 
 
 def _given_path(name: str, given: str) -> Path:
@@ -276,12 +274,6 @@ def _portable(path: Path) -> str:
     return f"${DATA_VARIABLE}/{path.relative_to(root).as_posix()}" if path.is_relative_to(root) else str(path)
 
 
-def _entry(test: Path) -> dict:
-    """A test collection in study.json."""
-    arguana = collections.is_arguana(test)
-    return {"name": test.name, "folder": _portable(test), "drop_self": arguana, "strict": not arguana}
-
-
 def _located(entry: dict, study_folder: Path) -> Path:
     """Where a collection of study.json lies."""
     below = entry["folder"].removeprefix(f"${DATA_VARIABLE}/")
@@ -294,12 +286,6 @@ def _files(described: dict, folder: Path) -> dict[str, Path]:
     for entry in described["collections"]:
         files |= {f"{entry['name']}/{file}": _located(entry, folder) / file for file in collections.FILES}
     return files
-
-
-def _content_sha256(hashes: dict[str, str]) -> str:
-    """One hash over the names and hashes of all files, whatever their order."""
-    lines = "".join(f"{value}  {name}\n" for name, value in sorted(hashes.items()))
-    return hashlib.sha256(lines.encode("utf-8")).hexdigest()
 
 
 def _described(folder: Path, wanted: Callable[[Path], bool]) -> dict:
@@ -315,11 +301,3 @@ def _described(folder: Path, wanted: Callable[[Path], bool]) -> dict:
             what = "altered since it was recorded in" if file.is_file() else "no such file, but it is named in"
             raise InputError(f"{file}: {what} {path}; run 01_data_prep for this study again")
     return described
-
-
-def _is_stored(folder: Path, identity: dict) -> bool:
-    """True if study.json says all of the identity and all files are unaltered."""
-    try:
-        return identity.items() <= _described(folder, lambda path: True).items()
-    except InputError:
-        return False

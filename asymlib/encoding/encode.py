@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from asymlib.encoding.cache import Cache
 from asymlib.encoding.encoder import Encoder, EncoderConfig, find_encoder, find_folder, load_model, module_folders
 from asymlib.errors import InputError
 
-SHARD_TEXTS = 2_000  # texts encoded between two writes: what a kill can cost at most
+CHUNK_TEXTS = 2_000  # texts tokenised at once
+SHARD_BATCHES = 16  # batches between two writes: what a kill can cost at most
 CPU_TOKENS = 2_048  # tokens a batch, padding included, on a CPU: 512 to 2,048 measured fastest, 8,192 a fifth slower
 CUDA_TOKENS = 262_144  # the same on CUDA, where memory allows
+LINE = "{desc}: {n_fmt}/{total_fmt} texts, {rate_noinv_fmt}, {remaining} left\n"  # of a log
 Lists = Sequence[Sequence[str]]  # of texts
 
 
@@ -33,13 +36,12 @@ def encode_lists(
 ) -> tuple[list[np.ndarray], Encoder]:
     """Vectors of several lists of texts under one bar; a text that comes twice, in whichever list, is encoded once.
 
-    cache_folder: made if it does not exist.
     progress: show a bar while texts are encoded; where stderr is no terminal, a line at most every 10 s.
     Returns the encoder, and an array (N, D) float32, C-contiguous, a list: row i is the vector of its text i, exactly as
     the model's own modules leave it (all-MiniLM-L6-v2 ends in a Normalize module; nothing is normalised here).
     InputError: a text that is no text, an encoder that cannot be had or loaded, a damaged cache, a full disk, a vector
-    that is zero or not finite (nothing is stored for it). After an error or Ctrl-C what was encoded is kept, and the
-    same call goes on from there.
+    that is zero or not finite (nothing is stored for it). After an error, Ctrl-C or a kill every finished shard is
+    kept, and the same call goes on from there.
     """
     texts, digests = _texts(lists)
     encoder = find_encoder(config)
@@ -50,10 +52,10 @@ def encode_lists(
         model = load_model(encoder.folder, encoder.key, config.max_length, config.dtype, device)
         dim, total = model.get_embedding_dimension(), len(np.unique(digests))
         cache.describe(encoder, dim)
-        lines = {"mininterval": 10, "bar_format": "{desc}: {n_fmt}/{total_fmt} texts, {rate_fmt}, {remaining} left\n"}
-        how = {"desc": f"encode ({Path(config.model).name})", "unit": " texts", **({} if sys.stderr.isatty() else lines)}
+        how = {"total": total, "initial": total - len(missing), "desc": f"encode ({Path(config.model).name})"}
+        line = {} if sys.stderr.isatty() else {"bar_format": LINE, "mininterval": 10, "miniters": 1, "unit": " texts"}
         with ExitStack() as stack:
-            bar = stack.enter_context(tqdm(total=total, initial=total - len(missing), disable=not progress, **how))
+            bar = stack.enter_context(tqdm(**how, **line, disable=not progress))
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")  # no TF32 or bfloat16 inside, so that a GPU agrees with a CPU
             _encode_missing(model, config.prompt, texts, digests, missing, cache, bar)
@@ -91,7 +93,7 @@ def share_cut(lists: Lists, config: EncoderConfig) -> list[float]:
     tokenizer.no_padding()
     shares = []
     for texts in lists:
-        parts = (texts[start : start + SHARD_TEXTS] for start in range(0, len(texts), SHARD_TEXTS))
+        parts = (texts[start : start + CHUNK_TEXTS] for start in range(0, len(texts), CHUNK_TEXTS))
         read = (found for part in parts for found in tokenizer.encode_batch([config.prompt + text for text in part]))
         shares.append(sum(len(found.ids) > config.max_length for found in read) / max(len(texts), 1))
     return shares
@@ -116,20 +118,18 @@ def _encode_missing(
 ) -> None:
     """Encode texts[i] for i in `rows` into the cache, a shard at a time, longest first: a batch is hardly padded."""
     order = rows[np.argsort([-len(texts[row]) for row in rows], kind="stable")]
-    for start in range(0, len(order), SHARD_TEXTS):
-        rows, kept = order[start : start + SHARD_TEXTS], []
-        try:
-            with closing(_forward(model, [texts[row] for row in rows], prompt)) as batches:
-                for places, values in batches:
-                    good = np.isfinite(values).all(axis=1) & values.any(axis=1)
-                    kept.append((digests[rows[places[good]]], values[good]))
-                    if not good.all():
-                        row = rows[places[np.argmin(good)]]
-                        raise InputError(f"texts, row {row}: zero or not finite is the vector of {texts[row]!r:.60}")
-                    bar.update(len(values))
-        finally:
-            if any(len(keys) for keys, _ in kept):
-                cache.write(*map(np.concatenate, zip(*kept, strict=True)))
+    for start in range(0, len(order), CHUNK_TEXTS):
+        rows = order[start : start + CHUNK_TEXTS]
+        with closing(_forward(model, [texts[row] for row in rows], prompt)) as batches:
+            while group := list(islice(batches, SHARD_BATCHES)):
+                places, values = map(np.concatenate, zip(*group, strict=True))
+                good = np.isfinite(values).all(axis=1) & values.any(axis=1)
+                if good.any():
+                    cache.write(digests[rows[places[good]]], values[good])
+                if not good.all():
+                    row = rows[places[np.argmin(good)]]
+                    raise InputError(f"texts, row {row}: zero or not finite is the vector of {texts[row]!r:.60}")
+                bar.update(len(values))
 
 
 def _forward(model: Module, texts: list[str], prompt: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -4,8 +4,10 @@ import math
 
 import pandas as pd
 
+from asymlib.significance import FLIPS
+
 SIGNIFICANT = 0.05
-FLIPS = 100_000  # of paired_randomization_test: no p before correction can be below 1 / (FLIPS + 1)
+FLOOR = 1 / (FLIPS + 1)  # no p of the paired randomisation test can be smaller
 
 
 class ClaimError(AssertionError):
@@ -21,17 +23,17 @@ def claim(condition: object, sentence: str) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """0.227, −0.004; a dash for NaN; never −0.000."""
+    """0.227, −0.004; '' for NaN; never −0.000."""
     if pd.isna(value):
-        return "–"
+        return ""
     text = f"{value:.{digits}f}"
     return (text[1:] if text.startswith("-") and not text.strip("-0.") else text).replace("-", "−")
 
 
-def percent(value: float, digits: int = 1) -> str:
-    """A change that is in percent already, with its sign: +6.5 %, −0.3 %, 0.0 %."""
-    text = number(value, digits)
-    return f"{'' if text[0] in '−–' or not text.strip('0.') else '+'}{text} %"
+def percent(value: float) -> str:
+    """A change that is in percent already: '+6.5 %', '−0.3 %', '0.0 %' for all that rounds to it, '' for NaN."""
+    text = number(value, 1)
+    return text and f"{'' if text.startswith('−') or text == '0.0' else '+'}{text} %"
 
 
 def share(value: float) -> str:
@@ -39,13 +41,14 @@ def share(value: float) -> str:
     return f"{number(100 * value, 0)} %"
 
 
-def p_value(p: float, raw: float = math.nan) -> str:
-    """'p = 0.062', 'p < 0.001'; where `raw`, before correction, is the floor of the random flips, the corrected p is a bound."""
+def p_text(p: float, raw: float = math.nan) -> str:
+    """'p = 0.062', 'p < 0.001'; 'p < 0.0016' where `raw`, before correction, is the least that the random flips can give."""
     if pd.isna(p):
-        return "no test"
-    if raw <= 1.001 / (FLIPS + 1):
-        return f"p < {max(math.ceil(1000 * p), 1) / 1000:.3f}"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+        return ""
+    if raw > FLOOR * (1 + 1e-9) or math.isnan(raw):
+        return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    step = 10 ** (math.floor(math.log10(p)) - 1)
+    return f"p < {math.ceil(p / step - 1e-6) * step:.2g}"
 
 
 def change(row: pd.Series) -> str:

@@ -29,9 +29,14 @@ def page(executed: str | Path, kind: str) -> str:
     config.TagRemovePreprocessor.remove_cell_tags = {"remove", "parameters", "injected-parameters"}
     config.TagRemovePreprocessor.enabled = True
     exporter = {"markdown": MarkdownExporter, "html": HTMLExporter}[kind](
-        config=config, exclude_input=True, exclude_output_prompt=True, **({"embed_images": True} if kind == "html" else {})
+        config=config,
+        exclude_input=True,
+        exclude_output_prompt=True,
+        **({"embed_images": True} if kind == "html" else {}),
     )
-    text, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(project_path("notebooks")), "name": "asymlib"}})
+    text, _ = exporter.from_notebook_node(
+        notebook, resources={"metadata": {"path": str(project_path("notebooks")), "name": "asymlib"}}
+    )
     return re.sub(r"\n{3,}", "\n\n", text.replace("](../", "](")).strip() + "\n" if kind == "markdown" else text
 
 

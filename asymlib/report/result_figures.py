@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from asymlib.evaluate import METRIC
 from asymlib.report import style
+from asymlib.report.claims import SIGNIFICANT, p_text, percent
 from asymlib.report.style import BASELINE_LINE, BLACK, INK, PALE
 
 NDCG = METRIC.replace("ndcg", "nDCG")
@@ -72,12 +73,12 @@ def _forest(rows: pd.DataFrame) -> style.Drawn:
             style.inside(axis, y, NO_SCORE)
             continue
         axis.plot([row.low_percent, row.high_percent], [y, y], color=INK, solid_capstyle="butt")
-        tied, fill = ("tied", "white") if row.p_value >= 0.05 else ("*", INK)
+        tied, fill = ("tied", "white") if row.p_value >= SIGNIFICANT else ("*", INK)
         marker = "s" if np.isnan(row.p_value) else "o"
         axis.plot(row.delta_percent, y, marker, color=INK, markerfacecolor=fill, label=row.system)
-        change = [] if np.isnan(row.p_value) else [style.percent(row.delta_percent), tied]
+        change = [] if np.isnan(row.p_value) else [percent(row.delta_percent), tied]
         if len(tracks) == 1:
-            change[1:1] = [style.p_text(row.p_value, row.p_raw)] * bool(change)
+            change[1:1] = [p_text(row.p_value, row.p_raw)] * bool(change)
             style.beside(axis, y, *zip([f"{row.mean:.3f}", *change], (26, 64, 112, 130), strict=False))
         else:
             style.beside(axis, y, *zip(change, (32, 50), strict=False))
@@ -158,7 +159,7 @@ def similarity_matrix(table: pd.DataFrame) -> style.Drawn:
     for row in shown.itertuples():
         x, y = evaluated.index(row.similarity_eval), train.index(row.similarity_train)
         spread, star = f" ± {row.sd:.3f}" * (row.sd >= 0), " *" * (row.p_value < 0.05)
-        text = f"{row.mean:.3f}{spread}{star}\n{style.percent(row.delta_percent)}"
+        text = f"{row.mean:.3f}{spread}{star}\n{percent(row.delta_percent)}"
         axis.text(x + 0.5, y + 0.5, NO_SCORE if np.isnan(row.mean) else text, ha="center", va="center")
         if row.own:
             axis.add_patch(Rectangle((x + 0.04, y + 0.06), 0.92, 0.88, fill=False, linewidth=1.3, zorder=3))
@@ -232,7 +233,7 @@ def oracle(table: pd.DataFrame) -> style.Drawn:
         axis.plot([row.ci_low, row.ci_high], [y, y], color=INK, linewidth=0.8, zorder=2)
         axis.plot(row.mean, y, marker, color=INK, label=label, zorder=4)
         axis.plot(row.baseline, y, zorder=3, **style.TICK)
-        style.beside(axis, y, (style.percent(row.delta_percent) or NO_SCORE, 40))
+        style.beside(axis, y, (percent(row.delta_percent) or NO_SCORE, 40))
     style.text_rows(axis, datasets)
     axis.set_xlabel(NDCG)
     style.even_ticks(axis.xaxis)

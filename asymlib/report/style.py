@@ -7,14 +7,12 @@ colour alone.
 
 import functools
 import io
-import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
-import numpy as np
 import pandas as pd
 from matplotlib import style, ticker
 from matplotlib.axes import Axes
@@ -25,7 +23,6 @@ from asymlib.files import atomic_path, safe_name
 STYLE_SHEET = Path(__file__).with_name("paper.mplstyle")
 COLUMN, PAGE = 3.35, 6.9  # inches: one column of a two-column paper, and both with the gap between them
 ROW = 0.19  # inches of height for a row of text
-FLOOR = 1 / 100_001  # smallest p-value that 100,000 random flips can give
 
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
@@ -159,13 +156,13 @@ def beside(axis: Axes, y: float, *columns: tuple[str, float]) -> None:
     """Text at the right of row y, each with the distance of its right end from the axis, in points."""
     for text, distance in columns:
         at = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points"}
-        axis.annotate(text, (1, y), (distance, 0), va="center", ha="right", annotation_clip=False, **at)
+        axis.annotate(text, (1, y), (distance, 0), va="center_baseline", ha="right", annotation_clip=False, **at)
 
 
 def inside(axis: Axes, y: float, text: str) -> None:
     """Words in row y in place of a mark."""
     white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-    axis.text(0.03, y, text, transform=axis.get_yaxis_transform(), va="center", bbox=white, in_layout=False)
+    axis.text(0.03, y, text, transform=axis.get_yaxis_transform(), va="center_baseline", bbox=white, in_layout=False)
 
 
 def even_ticks(axis: Axis, count: int = 5) -> None:
@@ -183,23 +180,6 @@ def legend(figure: Figure, handles: Sequence[Any], note: str = "") -> None:
         if columns == 1 or below.get_window_extent().width <= figure.bbox.width:
             return
         below.remove()
-
-
-def percent(value: float) -> str:
-    """A change as text: '+2.2 %', '−0.3 %', '0.0 %' for all that rounds to it, '' for none."""
-    text = f"{value:+.1f} %".replace("-", "−")
-    return "" if math.isnan(value) else text[1:] if text[1:] == "0.0 %" else text
-
-
-def p_text(p_value: float, p_raw: float) -> str:
-    """'p = 0.062', or 'p < 0.0016' where p_raw, before Holm's correction, is the least that the random flips can give."""
-    if math.isnan(p_value):
-        return ""
-    at_floor = p_raw <= FLOOR * (1 + 1e-9)
-    if at_floor:
-        step = 10 ** (math.floor(math.log10(p_value)) - 1)
-        p_value = math.ceil(p_value / step - 1e-6) * step
-    return f"p {'<' if at_floor else '='} {np.format_float_positional(p_value, 2, fractional=False, trim='-')}"
 
 
 def of_seeds(counts: pd.Series) -> str:

@@ -23,6 +23,18 @@ SYSTEM_COLUMNS = (
     "similarity_train", "similarity_eval", "encoder", "pairs", "p_raw", "difference_low", "difference_high",
 )  # fmt: skip
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "scikit-learn", "transformers", "sentence-transformers", "safetensors")
+NAMES = (
+    "study",
+    "track",
+    "system",
+    "dataset",
+    "metric",
+    "name",
+    "a",
+    "b",
+    "part",
+    "encoder",
+)  # text, even where it is "1e-3"
 CODE = ("asymlib", "notebooks", "workflow", "requirements.txt")  # what a result depends on
 
 
@@ -102,4 +114,4 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     # Only an empty field is NaN: a system or query called "None" or "NA" keeps its name.
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    return pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])

@@ -1,11 +1,17 @@
-# Reads the config file of a family of studies, strictly: what is wrong in it ends the workflow with a sentence.
+"""The config file of a family of studies, read strictly: what is wrong in it is one sentence."""
+
 import datetime
 import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")  # 1e-3 is a number in YAML 1.2 and text in 1.1, which is read here
+from asymlib.errors import InputError
+from asymlib.files import safe_name
+
+NUMBER = re.compile(
+    r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"
+)  # 1e-3 is a number in YAML 1.2 and text in 1.1, which is read here
 
 
 class Family(BaseModel):
@@ -28,16 +34,16 @@ class Family(BaseModel):
     gpus_per_job: Annotated[int, Field(ge=0)] = 0
 
     @property
-    def trained(self):
+    def trained(self) -> list[str]:
         return [name for name in self.studies if name not in self.untrained]
 
     @property
-    def joined(self):
+    def joined(self) -> list[str]:
         """The studies that one table compares, the main one first."""
         return [self.study] + [name for name in self.trained if name not in (self.study, *self.apart)]
 
     @model_validator(mode="after")
-    def names_agree(self):
+    def names_agree(self) -> "Family":
         other = [given[key] for given in self.search.values() for key in ("transfer", "recipe_from") if given.get(key)]
         for key, names, known in (
             ("study", [self.study], self.joined[1:] + [self.study] * (self.study in self.trained)), ("untrained", self.untrained, self.studies),
@@ -46,11 +52,13 @@ class Family(BaseModel):
             if wrong := sorted(set(names) - set(known)):
                 raise ValueError(f"{key}: {wrong[0]!r} is not one of {', '.join(known)}")
         if 0 < len(set(self.search) & set(self.joined)) < len(self.joined):
-            raise ValueError(f"search: the studies {', '.join(self.joined)} are compared: give all of them a search, or none")
+            raise ValueError(
+                f"search: the studies {', '.join(self.joined)} are compared: give all of them a search, or none"
+            )
         return self
 
 
-def plain(value, where):
+def plain(value: Any, where: str) -> Any:
     """The value as a notebook can be given it: 1e-3 as a number; a date, or a key that is no text, is refused."""
     if isinstance(value, datetime.date):
         raise InputError(f"config: {where}: {value} is a date in YAML; quote it if it is meant as text")
@@ -63,11 +71,15 @@ def plain(value, where):
     return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
 
 
-def read_family(config):
+def read_family(config: dict) -> Family:
+    """The checked config; an InputError names every key that is unknown, missing or of another type."""
     try:
         family = Family(**plain(config, ""))
     except ValidationError as error:
-        words = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}".removeprefix(": ") for e in error.errors()]
+        words = [
+            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+            for e in error.errors()
+        ]
         raise InputError(f"config: {'; '.join(words)} (keys: {', '.join(Family.model_fields)})") from error
     for name in (*family.studies, *family.recipes):
         safe_name(name, "config")

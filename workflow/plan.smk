@@ -17,6 +17,10 @@ def tables(study, names):
     return [f"data/results/{study}/{name}" for name in names.split()]
 
 
+def figures(study, names):
+    return [f"figures/{study}/{name}.png" for name in names.split()]
+
+
 def user_files(source="docstrings", **parameters):
     """The files that a study is read from; docstrings come from the installed packages."""
     if source == "docstrings":
@@ -52,14 +56,18 @@ def plan():
 
     wide = {"others": FAMILY.joined[1:]} | systems(main)
     every = [receipt for study in FAMILY.joined for receipt in heads[study]]
-    job(main, "magnitude", tables(main, "history.parquet attribution.csv case_log.csv trajectory.csv warnings.csv"),
-        [receipt for receipt in heads[main] if receipt != searched.get(main)], systems=FAMILY.recipes)  # fmt: skip
-    job(main, "evaluation", tables(main, "systems.csv per_query.parquet recipes.csv contrasts.csv hubness.csv ties.csv length_relevance.csv overlap.csv"
-        + " choices.csv" * (main in searched)), every, **wide)  # fmt: skip
+    in_domain = any(FAMILY.studies[study].get("labels") for study in FAMILY.joined)
+    job(main, "magnitude", tables(main, "history.parquet attribution.csv case_log.csv trajectory.csv warnings.csv")
+        + figures(main, "signature growth_split"), [receipt for receipt in heads[main] if receipt != searched.get(main)],
+        systems=FAMILY.recipes)  # fmt: skip
+    measured = "systems.csv per_query.parquet recipes.csv contrasts.csv hubness.csv ties.csv length_relevance.csv overlap.csv"
+    judged = job(main, "evaluation", tables(main, measured + " choices.csv" * (main in searched)) + figures(main, "length_relevance hubness"),
+        every, **wide)  # fmt: skip
     for study in FAMILY.apart:
         job(study, "evaluation", tables(study, "systems.csv per_query.parquet"), heads[study], **systems(study))
-    job(main, "robustness", tables(main, "similarity_matrix.csv checkpoints.csv"), every, **wide)
-    job(main, "ablation", tables(main, "ablations.csv ablation_effects.csv"), [prepared[main]])
+    job(main, "robustness", tables(main, "similarity_matrix.csv checkpoints.csv" + " answers_met.csv" * in_domain)
+        + figures(main, "similarity_matrix"), [judged, *every], **wide)  # fmt: skip
+    job(main, "ablation", tables(main, "ablations.csv ablation_effects.csv") + figures(main, "ablation"), [prepared[main]])
     if FAMILY.oracle:
-        job(main, "oracle", tables(main, "oracle.csv"), [prepared[main]])
+        job(main, "oracle", tables(main, "oracle.csv") + figures(main, "oracle"), [prepared[main]])
     job(main, "writeup", [], [receipt for receipt in PLAN if JOBS["writeup"] not in receipt])

@@ -8,12 +8,12 @@ import pytest
 import scipy.stats
 
 from asymlib.errors import InputError
-from asymlib.evaluate import (
+from asymlib.significance import (
+    against_baseline,
     bootstrap_interval,
     contrast,
     holm,
     paired_randomization_test,
-    summarize,
     variance_split,
 )
 
@@ -113,7 +113,6 @@ def test_five_thousand_queries_and_ten_thousand_flips_are_quick():
         (([1, 2], [1, 2, 3]), r"expected scores of the same queries, not \(2,\) against \(3,\)"),
         (([], []), "expected scores of the same queries"),
         (([1, np.nan], [1, 2]), "NaN or infinite"),
-        (([1, 2], [1, 2], 0), "n 0, expected at least 1"),
         (([1, 2], [1, 2], 10, 0, ["x"]), "strata: expected 2 labels"),
     ],
 )
@@ -211,7 +210,6 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     [
         ({"values": np.ones(3)}, r"expected finite scores \(seeds, queries\), not \(3,\)"),
         ({"values": np.array([[np.nan]])}, "finite"),
-        ({"level": 95}, "level 95: expected a number between 0 and 1"),
         ({"baseline": np.ones(4)}, "baseline: expected 3 finite scores"),
         ({"strata": ["x"]}, "strata: expected 3 labels"),
     ],
@@ -243,10 +241,11 @@ def two_systems():
     )
 
 
-def test_summarize_by_hand():
-    table = summarize(two_systems())
+def test_against_baseline_by_hand():
+    table = against_baseline(two_systems())
     assert list(table.columns) == (
-        "track system dataset metric mean sd ci_low ci_high baseline delta_percent p_value seeds".split()
+        "track system dataset metric mean sd ci_low ci_high baseline delta_percent p_value seeds"
+        " p_raw difference_low difference_high".split()
     )
     assert table[["system", "dataset"]].values.tolist() == [
         [s, d] for s in ("baseline", "new") for d in ("A", "B", "average")
@@ -259,18 +258,28 @@ def test_summarize_by_hand():
     # A: averaged differences .1, .2: 2 of 4 flips. B: .1, .1, .2: 2/8. average: all five alike: 2/32. Holm over three:
     # sorted .0625 x 3 = .1875, .25 x 2 = .5, .5 x 1 -> .5
     np.testing.assert_allclose(table["p_value"], [np.nan] * 3 + [0.5, 0.5, 0.1875])
+    np.testing.assert_allclose(table["p_raw"], [np.nan] * 3 + [0.5, 0.25, 0.0625])
     assert table["seeds"].tolist() == [1, 1, 1, 2, 2, 2]
     assert (table["ci_low"] <= table["mean"]).all() and (table["mean"] <= table["ci_high"]).all()
     assert table.loc[0, "ci_low"] == table.loc[0, "ci_high"] == 0.5  # two queries with the same score
+    assert (table.loc[:2, ["difference_low", "difference_high"]] == 0).all(axis=None)  # the baseline against itself
+    # new on A: differences 0, .2 of seed 0 and .2, .2 of seed 1: no draw leaves [0, .2], and the score interval is wider
+    difference = table.loc[3:, "mean"] - table.loc[3:, "baseline"]
+    assert table.loc[3, ["difference_low", "difference_high"]].tolist() == pytest.approx([0, 0.2])
+    assert (table.loc[3:, "difference_low"] <= difference).all() and (
+        difference <= table.loc[3:, "difference_high"]
+    ).all()
 
 
-def test_summarize_is_made_of_the_public_statistics():
+def test_against_baseline_is_made_of_the_public_statistics():
     rng = np.random.default_rng(13)
     base = {"A": rng.random(40), "B": rng.random(60)}
     parts = [scores("t", "baseline", 0, d, x, m) for d, x in base.items() for m in ("ndcg@10", "mrr@10")]
     new = {(s, d): x + rng.normal(0.05, 0.2, len(x)) for s in range(3) for d, x in base.items()}
     parts += [scores("t", "new", s, d, x, m) for (s, d), x in new.items() for m in ("ndcg@10", "mrr@10")]
-    table = summarize(pd.concat(parts), n_flips=3_000, n_draws=500, seed=4).set_index(["system", "dataset", "metric"])
+    table = against_baseline(pd.concat(parts), n_flips=3_000, n_draws=500, seed=4).set_index(
+        ["system", "dataset", "metric"]
+    )
     strata = np.repeat(["A", "B"], [40, 60])
     values = np.stack([np.concatenate([new[s, "A"], new[s, "B"]]) for s in range(3)])
     compared = np.concatenate([base["A"], base["B"]])
@@ -278,6 +287,8 @@ def test_summarize_is_made_of_the_public_statistics():
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(
         bootstrap_interval(values, strata, n=500, seed=4), abs=1e-12
     )
+    paired = bootstrap_interval(values, strata, compared, n=500, seed=4)
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx(paired, abs=1e-12)
     row = table.loc[("new", "A", "ndcg@10")]
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(
         bootstrap_interval(values[:, :40], n=500, seed=4), abs=1e-12
@@ -286,12 +297,11 @@ def test_summarize_is_made_of_the_public_statistics():
     raw += [paired_randomization_test(values.mean(0)[i], compared[i], 3_000, 4) for i in (slice(40), slice(40, 100))]
     ours = table.loc["new"].xs("ndcg@10", level="metric")["p_value"]
     np.testing.assert_allclose(ours[["average", "A", "B"]], holm(raw), atol=0.04)  # the data sets draw other flips
-    pd.testing.assert_frame_equal(summarize(pd.concat(parts)), summarize(pd.concat(parts)))
 
 
 def test_a_track_without_the_baseline_borrows_it_on_its_own_data_sets():
     other = pd.concat([scores("in-domain", "tuned", s, "B", [0.4, 0.6, 0.8]) for s in range(2)])
-    table = summarize(pd.concat([two_systems(), other]))
+    table = against_baseline(pd.concat([two_systems(), other]))
     tuned = table[table["track"] == "in-domain"]
     assert tuned[["system", "dataset"]].values.tolist() == [["tuned", "B"], ["tuned", "average"]]
     np.testing.assert_allclose(tuned["baseline"], 0.4)
@@ -309,12 +319,10 @@ def test_a_track_without_the_baseline_borrows_it_on_its_own_data_sets():
             lambda t: pd.concat([t, t[t["system"] == "new"].assign(metric="mrr@10")]),
             "baseline seed 0 has no mrr@10 for query q0 of A",
         ),
-        (lambda t: pd.concat([t, t.iloc[-1:]]), "new seed 1 has two scores ndcg@10 for query q2 of B"),
         (lambda t: t[t["system"] != "baseline"], "zero-shot: no scores of the baseline 'baseline' on its data sets"),
-        (lambda t: t.assign(value=np.nan), "a field is missing, or a value is infinite"),
-        (lambda t: t.iloc[:0], "there are none"),
+        (lambda t: t.assign(value=np.nan), "a value is missing or infinite"),
+        (lambda t: t.assign(value=np.inf), "a value is missing or infinite"),
         (lambda t: t.assign(dataset="average"), "no data set may be called 'average'"),
-        (lambda t: t.drop(columns="seed"), "no column 'seed'"),
         (
             lambda t: pd.concat([t, scores("adapted", "x", 0, "B", [0.1, 0.2])]),
             "adapted: x seed 0 has no ndcg@10 for query q2 of B",
@@ -325,20 +333,36 @@ def test_a_track_without_the_baseline_borrows_it_on_its_own_data_sets():
         ),
     ],
 )
-def test_summarize_refuses(change, message):
+def test_against_baseline_refuses(change, message):
     with pytest.raises(InputError, match=message):
-        summarize(change(two_systems()))
+        against_baseline(change(two_systems()))
 
 
 def test_contrast_by_hand():
     found = contrast(two_systems(), "new", "baseline")
     # means of data sets .65 and 1.6/3 against .5 and .4; five differences alike: 2 of 32 flips
     expected = {"mean_a": 0.59166667, "mean_b": 0.45, "difference": 0.14166667, "p_value": 2 / 32}
-    assert found == pytest.approx(expected)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    row = against_baseline(two_systems()).iloc[-1]
+    assert (found["difference_low"], found["difference_high"]) == (row["difference_low"], row["difference_high"])
+    back = contrast(two_systems(), "baseline", "new")
+    assert (back["difference_low"], back["difference_high"]) == pytest.approx(
+        (-row["difference_high"], -row["difference_low"])
+    )
     with pytest.raises(InputError, match="no rows of old"):
         contrast(two_systems(), "new", "old")
     with pytest.raises(InputError, match="not judged on the same queries"):
         contrast(two_systems()[lambda t: ~((t["system"] == "new") & (t["query_id"] == "q2"))], "new", "baseline")
+
+
+def test_contrast_pairs_seeds_where_both_have_as_many():
+    # b is a less .1 with every seed, whose own scores differ by 1: paired, nothing varies
+    rows = [scores("zero-shot", name, s, "A", [s - less] * 4) for name, less in (("a", 0), ("b", 0.1)) for s in (0, 1)]
+    found = contrast(pd.concat(rows), "a", "b")
+    assert (found["difference_low"], found["difference_high"]) == pytest.approx((0.1, 0.1))
+    # against three seeds of b, whose mean is .9 at every query: a less that, over draws of two seeds 0 and 1
+    found = contrast(pd.concat([*rows, scores("zero-shot", "b", 2, "A", [1.9] * 4)]), "a", "b")
+    assert (found["difference_low"], found["difference_high"]) == pytest.approx((-0.9, 0.1))
 
 
 def test_variance_split_by_hand():

@@ -1,0 +1,59 @@
+"""What counts as the same text: keys of both ends, near-equal documents against the definition, equal questions."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asymlib.data.collections import Collection
+from asymlib.data.leakage import NEAR_DUPLICATE, near_duplicates, overlap, overlap_keys, same_words, without_overlap
+from asymlib.data.pairs import Pairs
+from tests.test_collections import prose
+
+
+def test_overlap_counts_texts_that_start_or_end_alike():
+    body = prose(7, words=60)  # 360 letters
+    train = Pairs("train", ["Who built it?"], [f"A Title {body}"])
+    documents = [body.upper(), f"A title: {body[:300]}", body[10:300], ""]  # same end, same start, neither, nothing
+    queries = ["who BUILT it", "who built them"]
+    collection = Collection("test", list("1234"), documents, ["q1", "q2"], queries, {"q1": {"1": 1}, "q2": {"2": 1}})
+    counts = {"queries": 2, "queries_in_training": 1, "queries_share": 0.5}
+    assert overlap(train, collection) == counts | {"documents": 4, "documents_in_training": 2, "documents_share": 0.5}
+
+
+@given(st.text(max_size=300), st.text(" -_.,!", max_size=5))
+def test_punctuation_and_spaces_do_not_hide_an_overlap(text, between):
+    assert overlap_keys(between.join(text)) == overlap_keys(text)
+    kept = without_overlap(overlap_keys(text), [("question", text), (text, "document"), ("question", "other")])
+    assert ("question", text) not in kept or not overlap_keys(text)
+
+
+def test_equal_questions():
+    assert same_words("What's  new, Straße-2?") == same_words("what s NEW strasse 2")
+    assert same_words("what is new") != same_words("what is new in 2")
+
+
+def slow_near_duplicates(docs: list[str]) -> list[bool]:
+    """The definition, pair by pair, on sets of word triples."""
+    sets = []
+    for doc in docs:
+        words = doc.lower().split()
+        sets.append({tuple(words[i : i + 3]) for i in range(len(words) - 2)})
+    dropped: list[bool] = []
+    for i, mine in enumerate(sets):
+        near = [len(mine & other) >= NEAR_DUPLICATE * len(mine | other) for other in sets[:i]]
+        dropped.append(any(close and not gone for close, gone in zip(near, dropped, strict=True)))
+    return dropped
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("ab"), min_size=3, max_size=9).map(" ".join), min_size=1, max_size=12))
+def test_near_duplicates_are_those_of_the_definition(docs):
+    assert near_duplicates(docs).tolist() == slow_near_duplicates(docs)
+
+
+def test_near_duplicates_across_blocks_of_the_product():
+    rng = np.random.default_rng(0)
+    docs = [" ".join(rng.choice(list("abcd"), size=6)) for _ in range(1200)]  # the product is done in blocks of 500
+    found = near_duplicates(docs).tolist()
+    assert found == slow_near_duplicates(docs)
+    assert 100 < sum(found) < 1100

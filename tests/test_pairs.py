@@ -1,0 +1,238 @@
+"""Pairs: reading them, and the pair-makers on small made-up data whose overlaps are known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asymlib.data import pairs as module
+from asymlib.data.leakage import keys_of
+from asymlib.data.pairs import Pairs, beginning_and_rest, load_pairs, of_the_tested, own, pooled, training_rows
+from asymlib.errors import InputError
+from tests.test_collections import CORPUS, QRELS, QUERIES, prose, write_beir, write_lines
+
+
+def test_pairs_number_equal_passages_equally(tmp_path):
+    lines = [{"query": "one", "document": "same"}, {"query": " two ", "positive": "other"}, ""]
+    write_lines(tmp_path / "p.jsonl", [*lines, {"query": "three", "document": "same"}])
+    pairs = load_pairs(tmp_path / "p.jsonl")
+    assert pairs == Pairs("p", ["one", "two", "three"], ["same", "other", "same"])
+    assert pairs.passage.dtype == np.int64
+    assert pairs.passage.tolist() == [0, 1, 0]
+    assert len(pairs) == 3
+    (tmp_path / "p.jsonl").write_text("\n")
+    with pytest.raises(InputError, match="holds no pairs"):
+        load_pairs(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"p\.jsonl:2: not valid JSON"),
+        ({"query": "x"}, r"p\.jsonl:2: expected fields 'query' and 'document'"),
+        ({"query": "x", "document": "y", "positive": "z"}, r"p\.jsonl:2: expected fields"),
+        ({"document": "y"}, r"p\.jsonl:2: field 'query' must be a string, found nothing"),
+        ({"query": ["x"], "document": "y"}, r"p\.jsonl:2: field 'query' must be a string, found list"),
+        ({"query": "x", "document": " "}, r"p\.jsonl:2: the document is empty"),
+        ({"query": "", "positive": "y"}, r"p\.jsonl:2: the query is empty"),
+    ],
+)
+def test_bad_pairs_are_refused_with_file_and_line(tmp_path, line, message):
+    write_lines(tmp_path / "p.jsonl", [{"query": "fine", "document": "fine"}, line])
+    with pytest.raises(InputError, match=message):
+        load_pairs(tmp_path / "p.jsonl")
+
+
+def test_training_rows_give_every_passage_once_before_any_twice(tmp_path):
+    corpus = [{"_id": f"d{i}", "text": f"passage {i // 2}"} for i in range(6)]  # three distinct texts
+    corpus.append({"_id": "void", "text": ""})
+    queries = [{"_id": f"q{i}", "text": f"question {i}"} for i in range(12)]
+    qrels = [f"q{i}\td{i % 6}\t1" for i in range(12)] + ["q0\td5\t0", "q1\tvoid\t1"]
+    expected = sorted((f"question {i}", f"passage {i % 6 // 2}") for i in range(12))
+    rows = training_rows(write_beir(tmp_path / "train", corpus, queries, qrels, split="train"))
+    write_lines(tmp_path / "p.jsonl", [{"query": query, "document": doc} for query, doc in expected])
+    for found in (rows, training_rows(tmp_path / "p.jsonl")):
+        assert sorted(found) == expected
+        assert sorted(doc for _, doc in found[:3]) == ["passage 0", "passage 1", "passage 2"]
+        assert found != expected
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two sources of 40 passages and two tests; one pair shares a query, two a query or a passage with them."""
+    corpus = [{"_id": f"d{i}", "title": "T", "text": prose(i)} for i in range(40)]
+    queries = [{"_id": f"q{i}", "text": f"squad question {i}"} for i in range(120)]
+    qrels = [f"q{i}\td{i % 40}\t1" for i in range(120)]
+    sources = {"squad": write_beir(tmp_path / "squad", corpus, queries, qrels, split="train")}
+    pairs = [{"query": f"natural question {i}", "positive": prose(500 + i)} for i in range(40)]
+    pairs += [{"query": "squad question 3", "positive": prose(900)}]  # a test asks squad question 3: both must go
+    pairs += [{"query": "cheese query", "positive": CORPUS[2]["text"]}]  # a passage of a test collection
+    write_lines(tmp_path / "nq.jsonl", pairs)
+    asked = [*QUERIES, {"_id": "q4", "text": "Squad question 3?"}]
+    tests = [write_beir(tmp_path / "food"), write_beir(tmp_path / "arguana", queries=asked, qrels=[*QRELS, "q4\ta\t1"])]
+    return sources | {"nq": tmp_path / "nq.jsonl"}, tests
+
+
+def test_pooled_sources_share_equally_and_keep_splits_and_tests_apart(data):
+    sources, tests = data
+    small, large = pooled(sources, tests, 40, 10), pooled(sources, tests, 90, 10)
+    assert (len(small.train), len(large.train), len(small.validation)) == (40, 90, 10)
+    assert small.validation == large.validation
+    assert small.counts["train"] == {"squad": 20, "nq": 20}
+    assert large.counts["train"] == {"squad": 55, "nq": 35}  # all that validation left of nq
+    assert len({doc for _, doc in small.train}) == 40  # one question of each passage first
+    assert set(small.train) <= set(large.train)
+    for split in (small, large):
+        held = keys_of(text for pair in split.validation for text in pair)
+        assert held.isdisjoint(keys_of(text for pair in split.train for text in pair))
+        assert not {"squad question 3", "cheese query"} & dict(split.train + split.validation).keys()
+    assert small.counts["removed"]["overlap_with_tests"] == {"squad": 1, "nq": 2}
+
+
+@pytest.mark.parametrize(
+    ("limit_train", "limit_validation", "message"),
+    [
+        (40, 100, "too few distinct passages for 100 validation pairs"),
+        (40, 1, "sources: expected at least one, and limit_validation"),
+        (1000, 10, r"limit_train: squad, nq give only \d+ training pairs, not 1000"),
+    ],
+)
+def test_too_little_to_pool_is_named(data, limit_train, limit_validation, message):
+    with pytest.raises(InputError, match=message):
+        pooled(*data, limit_train, limit_validation)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """1,000 clean pairs of 500 passages, and three that share text with the two tests."""
+    passages = [prose(i) for i in range(500)]
+    pairs = [{"query": f"question {i}", "document": passages[i // 2]} for i in range(1000)]
+    end = ("Tea is a drink that is made by pouring hot water over leaves of the tea plant and waiting until the water "
+           "has taken up their taste and colour, which takes some minutes.")  # fmt: skip
+    leaky = [("Where do apples GROW?", prose(900)), ("cheese query", CORPUS[2]["text"]), ("tea", f"{prose(901)} {end}")]
+    pairs += [{"query": query, "document": doc} for query, doc in leaky]
+    write_lines(tmp_path / "pairs.jsonl", pairs)
+    tea = {"_id": "t", "title": "Another start", "text": end[-150:]}
+    return pairs, [write_beir(tmp_path / "food"), write_beir(tmp_path / "drinks", [tea], QUERIES[2:], ["q3\tt\t1"])]
+
+
+def test_validation_is_taken_out_by_whole_passages(tmp_path, mine):
+    pairs, tests = mine
+    split = own(tmp_path / "pairs.jsonl", None, tests, 500)
+    assert (len(split.validation), len(split.train)) == (100, 900)  # a tenth of 1,000
+    assert len({doc for _, doc in split.validation}) == 50  # both questions of each passage
+    assert len({doc for _, doc in split.train[:450]}) == 450  # one question of each passage first
+    assert sorted(query for query, _ in split.train + split.validation) == sorted(f"question {i}" for i in range(1000))
+    assert {doc for _, doc in split.validation}.isdisjoint(doc for _, doc in split.train)
+    removed = {"overlap_with_tests": {"train": 3}, "overlap_with_validation": {"train": 0}}
+    assert split.counts == {"removed": removed}
+    assert own(tmp_path / "pairs.jsonl", None, tests, 65).validation == split.validation[:64]  # the next does not fit
+    write_lines(tmp_path / "few.jsonl", pairs[-603:])
+    with pytest.raises(
+        InputError, match=r"541 training and 60 validation pairs \(of 603 pairs 2 share text with the tests"
+    ):
+        own(tmp_path / "few.jsonl", None, tests[:1], 500)
+
+
+def test_validation_passages_share_no_text_with_each_other_or_training(tmp_path, mine):
+    near = [{"query": f"near {i}", "document": f"Title {prose(i)}"} for i in range(500)]  # ends as passage i does
+    write_lines(tmp_path / "near.jsonl", [*mine[0], *near])
+    split = own(tmp_path / "near.jsonl", None, mine[1], 100)
+    chosen = {doc: keys_of([doc]) for _, doc in split.validation}
+    assert len(set().union(*chosen.values())) == sum(map(len, chosen.values()))
+    assert keys_of(chosen).isdisjoint(keys_of(doc for _, doc in split.train))
+
+
+def test_training_pairs_that_share_text_with_given_validation_go(tmp_path, mine):
+    corpus = [{"_id": f"d{i}", "text": prose(i)} for i in range(200)]
+    corpus += [{"_id": "near", "title": "Title", "text": prose(7)}]
+    queries = [{"_id": f"q{i}", "text": f"question {i}"} for i in range(201)]
+    qrels = [f"q{i}\td{i}\t1" for i in range(200)] + ["q200\tnear\t1", "q150\td3\t1"]
+    train = write_beir(tmp_path / "mine", corpus, queries, qrels, split="train")
+    pairs = [{"query": f"validation question {i}", "document": prose(i)} for i in range(70)]
+    pairs += [{"query": "Question 100", "document": prose(950)}, {"query": "what is baked", "document": prose(951)}]
+    write_lines(tmp_path / "validation.jsonl", pairs)
+    split = own(train, tmp_path / "validation.jsonl", mine[1][:1], 1)
+    assert sorted(dict(split.validation)) == sorted(pair["query"] for pair in pairs[:71])
+    assert sorted(dict(split.train)) == sorted(f"question {i}" for i in range(70, 200) if i != 100)
+    assert split.counts["removed"] == {
+        "overlap_with_tests": {"train": 0, "validation": 1},
+        "overlap_with_validation": {"train": 70 + 1 + 2},  # passages, question 100, near and q150 of d3
+    }
+
+
+DOCUMENTS = 800
+
+
+def collection(folder: Path, titled: bool = True) -> Path:
+    """DOCUMENTS documents; queries q0-q9 for the test split, t0-t399 with three graded documents each for the train split."""
+    corpus = []
+    for i in range(DOCUMENTS):
+        text = f"Document {i} says {prose(i, 6)[:-1]}. {prose(1000 + i, 30)}"
+        corpus.append({"_id": f"d{i}", "title": f"Title number {i}" if titled else "news", "text": text})
+    queries = [{"_id": f"q{i}", "text": f"test question {i} {prose(5000 + i, 5)}"} for i in range(10)]
+    queries += [{"_id": f"t{i}", "text": f"training question {i} {prose(6000 + i, 5)}"} for i in range(400)]
+    head = "query-id\tcorpus-id\tscore"
+    write_beir(folder, corpus, queries, [head, *(f"q{i}\td{i}\t1" for i in range(10))])
+    grades = [(i, j, grade) for i in range(400) for j, grade in enumerate((1, 2, 1, 0, 2, 1, 1))]
+    train = [f"t{i}\td{(2 * i + j) % DOCUMENTS}\t{grade}" for i, j, grade in grades]
+    (folder / "qrels" / "train.tsv").write_text("\n".join([head, *train]) + "\n")
+    return folder
+
+
+def test_titles_serve_as_queries_where_documents_have_their_own(tmp_path):
+    split = of_the_tested(collection(tmp_path / "c"), False, 10_000, 500)
+    assert len(split.validation) == DOCUMENTS // 10 and len(split.train) == DOCUMENTS - DOCUMENTS // 10
+    for query, doc in split.train + split.validation:
+        assert query.startswith("Title number ") and doc.startswith(f"Document {query.split()[-1]} says ")
+    assert keys_of(doc for _, doc in split.train).isdisjoint(keys_of(doc for _, doc in split.validation))
+    assert len(of_the_tested(tmp_path / "c", False, 100, 70).train) == 100
+    with pytest.raises(InputError, match=r"790 training and 10 validation pairs .* expected 64 of each"):
+        of_the_tested(tmp_path / "c", False, 10_000, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One two three. " + "rest " * 8, ("One two three.", ("rest " * 8).strip())),
+        ("One two. a b c d e f g h i j k l m n", ("One two. a b c d e f", "g h i j k l m n")),  # too short a sentence
+        ("w " * 33 + "end. " + "rest " * 8, ("w w w w w w w w", "w " * 25 + "end. " + ("rest " * 8).strip())),
+        ("a b c d e f g h  i\nj k l m n o p", ("a b c d e f g h", "i j k l m n o p")),
+        ("One two three. too short a rest", None),
+        ("", None),
+    ],
+)
+def test_a_beginning_and_its_rest(text, expected):
+    assert beginning_and_rest(text.strip()) == expected
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_no_test_query_is_trained_on_even_where_queries_are_documents(tmp_path, labels):
+    folder = collection(tmp_path / "c", titled=False)
+    docs = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
+    lines = (folder / "queries.jsonl").read_text().splitlines()
+    lines[0] = json.dumps({"_id": "q0", "text": docs[7]["text"]})  # as in ArguAna
+    lines[30] = json.dumps({"_id": "t20", "text": json.loads(lines[1])["text"].upper()})
+    (folder / "queries.jsonl").write_text("\n".join(lines) + "\n")
+    split = of_the_tested(folder, labels, 10_000, 500)
+    assert split.made_of == ("training judgements" if labels else "beginning and rest")
+    secret = keys_of(json.loads(line)["text"] for line in lines[:10])
+    assert secret.isdisjoint(keys_of(text for pair in split.train + split.validation for text in pair))
+    # document 7 is among the best four of t1 and t3; t20 has four
+    assert split.counts["removed"]["overlap_with_test_queries"] == (2 + 4 if labels else 1)
+
+
+def test_training_judgements_give_the_best_documents_and_validation_takes_whole_queries(tmp_path):
+    folder = collection(tmp_path / "c")
+    split = of_the_tested(folder, True, 10_000, 500)
+    found: dict[int, set[int]] = {}
+    for query, doc in split.train + split.validation:
+        found.setdefault(int(query.split()[2]), set()).add(int(doc.split("Document ")[1].split()[0]))
+    assert sorted(found) == list(range(400))
+    for i, documents in found.items():
+        graded = {(2 * i + j) % DOCUMENTS: g for j, g in enumerate((1, 2, 1, 0, 2, 1, 1))}
+        assert sorted(graded[d] for d in documents) == [1, 1, 2, 2]
+    assert dict(split.train).keys().isdisjoint(dict(split.validation))
+    assert len(split.validation) == 160 and len(split.train) == 1440
+    assert len(dict(split.validation)) == 160 // module.POSITIVES_A_QUERY
