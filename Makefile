@@ -4,11 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
-# A run that was killed leaves no lock: the one that counts is on this file, and ends with the process that holds it.
-SNAKEMAKE = mkdir -p data/runs && flock --wait 60 data/runs/.lock $(BIN)/snakemake --nolock --quiet all --cores $(JOBS)
-# After it: what is not done and why, and its exit code.
-SUMMARY = code=$$?; $(BIN)/python workflow/status.py --brief; [ $$code = 0 ] || { echo "snakemake -n says what would run, and why"; exit $$code; }
-EXPORT = $(BIN)/python -m asymlib.report.export
+# One line a job that starts or ends, then what is not done and why.
+run = code=0; $(BIN)/snakemake --quiet all --cores $(JOBS) --configfile $(1) || code=$$?; $(BIN)/python workflow/status.py --brief; \
+	[ $$code = 0 ] || { echo "what is wrong is said above, or by $(BIN)/snakemake -n --configfile $(1)"; exit $$code; }
+EXPORT = $(BIN)/python workflow/write_page.py
 
 .PHONY: reproduce real writeup status test lab lint bench help
 
@@ -23,7 +22,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	touch $@
 
 reproduce: $(VENV)/.installed  ## the main job: data, training, diagnosis, evaluation, ablation, write-up
-	@$(SNAKEMAKE) --configfile workflow/reproduce.yaml; $(SUMMARY)
+	@$(call run,workflow/reproduce.yaml)
 	@$(MAKE) --silent data/results/reproduce/writeup.html
 
 data/results/reproduce/writeup.html: data/runs/reproduce/09-writeup.ipynb
@@ -31,7 +30,7 @@ data/results/reproduce/writeup.html: data/runs/reproduce/09-writeup.ipynb
 
 real: $(VENV)/.installed       ## the same on real collections, in three tracks: ASYMLIB_DATA=folder make real
 	@test -n "$(ASYMLIB_DATA)" || { echo "set ASYMLIB_DATA to a folder with beir/ and pairs/ (see the README)"; exit 2; }
-	@$(SNAKEMAKE) --configfile workflow/real.yaml; $(SUMMARY)
+	@$(call run,workflow/real.yaml)
 	$(EXPORT) data/runs/real/09-writeup.ipynb --markdown ANALYSIS.md --readme README.md
 
 writeup: $(VENV)/.installed    ## ANALYSIS.md and the README's table again, from the committed tables in data/results/real

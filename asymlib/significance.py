@@ -171,9 +171,7 @@ def against_baseline(
     rows = []
     for track in per_query["track"].unique():
         rows += _of_track(_aligned(per_query, track, baseline), track, baseline, n_flips, (n_draws, seed, level))
-    result = pd.DataFrame(rows).merge(
-        per_query[["track", "system"]].drop_duplicates()
-    )  # a borrowed baseline is no line
+    result = pd.DataFrame(rows).merge(per_query[["track", "system"]].drop_duplicates())  # without a borrowed baseline
     result["p_value"] = result.groupby("metric")["p_raw"].transform(lambda p: holm(p.to_numpy()))
     place = {c: {value: i for i, value in enumerate(per_query[c].unique())} for c in LINE}
     place["dataset"]["average"] = len(per_query)

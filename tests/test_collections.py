@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from beir.datasets.data_loader import GenericDataLoader
 
-from asymlib.data import collections
 from asymlib.data.collections import Collection, load_beir
 from asymlib.errors import InputError
 
@@ -47,15 +46,10 @@ def prose(seed: int, words: int = 30) -> str:
 
 def test_a_collection_joins_titles_and_keeps_only_judged_queries(tmp_path):
     collection = load_beir(write_beir(tmp_path / "food"))
-    assert collection == Collection(
-        name="food",
-        doc_ids=["a", "b", "c"],
-        documents=["Apples grow on trees", "Bread is baked", "Cheese is made of milk"],
-        query_ids=["q1", "q2"],  # in the order of queries.jsonl; q3 has no judgement
-        queries=["where do apples grow", "what is baked"],
-        qrels={"q1": {"a": 1, "b": 0}, "q2": {"b": 2, "c": 1}},
-        drop_self=False,
-    )
+    documents = ["Apples grow on trees", "Bread is baked", "Cheese is made of milk"]
+    queries = ["where do apples grow", "what is baked"]  # in the order of queries.jsonl; q3 has no judgement
+    qrels = {"q1": {"a": 1, "b": 0}, "q2": {"b": 2, "c": 1}}
+    assert collection == Collection("food", ["a", "b", "c"], documents, ["q1", "q2"], queries, qrels, drop_self=False)
     assert list(collection.counts().values()) == [3, 0, 2, 4, 0]
 
 
@@ -72,15 +66,13 @@ def test_a_collection_reads_what_beir_reads(tmp_path):
 
 def test_name_split_and_self_matches_can_be_chosen(tmp_path):
     folder = write_beir(tmp_path / "food", split="dev")
-    write_lines(folder / "corpus.jsonl", [*CORPUS, {"_id": "d", "title": "", "text": ""}])
+    write_lines(folder / "corpus.jsonl", [*CORPUS, {"_id": "q1", "title": "", "text": ""}])
     collection = load_beir(folder, "dev", name="menu", drop_self=True)
     assert (collection.name, collection.drop_self, collection.documents[3]) == ("menu", True, "")
     assert collection.counts()["empty_documents"] == 1
+    assert collection.judgements.exclude.tolist() == [3, -1]  # the document q1 is no result for the query q1
     with pytest.raises(InputError, match=r"test\.tsv: no such file; splits here: dev"):
         load_beir(folder)
-
-
-JUDGED = {"corpus": CORPUS, "queries": QUERIES, "qrels": QRELS}
 
 
 @pytest.mark.parametrize(
@@ -89,17 +81,13 @@ JUDGED = {"corpus": CORPUS, "queries": QUERIES, "qrels": QRELS}
         ("corpus", [*CORPUS[:1], '{"_id": "b", "text": '], r"corpus\.jsonl:2: not valid JSON"),
         ("corpus", [*CORPUS[:2], "", "[1]"], r"corpus\.jsonl:4: expected a JSON object, found list"),
         ("corpus", [{"text": "no id"}], r"corpus\.jsonl:1: field '_id' must be a string, found nothing"),
-        ("corpus", [{"_id": 7, "text": "x"}], r"corpus\.jsonl:1: field '_id' must be a string, found int"),
         ("corpus", [{"_id": " ", "text": "x"}], r"corpus\.jsonl:1: field '_id' is empty"),
-        ("corpus", [{"_id": "a"}], r"corpus\.jsonl:1: field 'text' must be a string, found nothing"),
         ("corpus", [{"_id": "a", "title": 3, "text": "x"}], r"corpus\.jsonl:1: field 'title' must be a string"),
         ("corpus", [*CORPUS, CORPUS[0]], r"corpus\.jsonl:4: id 'a' occurs a second time"),
         ("corpus", [], r"corpus\.jsonl: holds no documents"),
-        ("queries", [*QUERIES, QUERIES[0]], r"queries\.jsonl:4: id 'q1' occurs a second time"),
         ("queries", [{"_id": "q1", "text": " \t"}], r"queries\.jsonl:1: the text of query 'q1' is empty"),
         ("queries", [], r"queries\.jsonl: holds no queries"),
         ("qrels", [*QRELS, "q1 a 1"], r"test\.tsv:6: expected query-id <tab> corpus-id <tab> whole number"),
-        ("qrels", [*QRELS, "q1\tc\t0.5"], r"test\.tsv:6: expected query-id"),
         ("qrels", [*QRELS, "q9\ta\t1"], r"test\.tsv:6: query 'q9' is not in queries\.jsonl"),
         ("qrels", [*QRELS, "q1\tz\t1"], r"test\.tsv:6: document 'z' is not in corpus\.jsonl"),
         ("qrels", [*QRELS, "q1\ta\t2"], r"test\.tsv:6: query 'q1' and document 'a' were judged before"),
@@ -109,7 +97,7 @@ JUDGED = {"corpus": CORPUS, "queries": QUERIES, "qrels": QRELS}
 )
 def test_bad_collections_are_refused_with_file_and_line(tmp_path, file, lines, message):
     with pytest.raises(InputError, match=message):
-        load_beir(write_beir(tmp_path / "food", **{**JUDGED, file: lines}))
+        load_beir(write_beir(tmp_path / "food", **{file: lines}))
 
 
 def test_missing_files_and_wrong_encodings_are_named(tmp_path):
@@ -136,33 +124,13 @@ def test_without_strictness_unfindable_documents_stay_and_unjudgeable_queries_go
     assert collection.drop_self == (folder == "arguana")
 
 
-def test_judgements_are_arrays_in_the_order_of_the_ids(tmp_path):
-    queries = [{"_id": "b", "text": "what is baked"}, {"_id": "q1", "text": "where do apples grow"}]
-    folder = write_beir(tmp_path / "food", queries=queries, qrels=["b\tc\t2", "q1\ta\t1", "q1\tc\t1"])
-    for drop_self, excluded in ((False, [-1, -1]), (True, [1, -1])):  # query b is document b, row 1
-        judgements = load_beir(folder, drop_self=drop_self).judgements
-        assert judgements.exclude.tolist() == excluded
-    assert judgements.relevant_counts.tolist() == [1, 0, 2]
-    assert judgements.grades(np.array([[2, 0], [0, 1]])).tolist() == [[2, 0], [1, 0]]
-
-
-def test_pairs_written_as_a_folder_are_read_back(tmp_path):
-    collections.write_beir(tmp_path / "c", [("one", "caf\u00e9"), ("two", "tea")])
-    read = load_beir(tmp_path / "c")
-    assert (read.queries, read.documents) == (["one", "two"], ["caf\u00e9", "tea"])
-    assert read.qrels == {"q00000": {"d00000": 1}, "q00001": {"d00001": 1}}
-
-
 @pytest.mark.real
-@pytest.mark.parametrize(
-    ("name", "counts"),  # documents, empty ones, queries, judgements, those of missing documents
-    [
-        ("scifact", [5_183, 0, 300, 339, 0]),
-        ("nfcorpus", [3_633, 0, 323, 12_334, 0]),
-        ("arguana", [8_674, 0, 1_406, 1_406, 5]),
-        ("msmarco_dl_pool", [30_005, 0, 97, 9_490, 0]),
-        ("vaswani_npl", [11_429, 0, 93, 2_083, 0]),
-    ],
-)
-def test_real_collections_have_their_published_counts(name, counts):
-    assert list(load_beir(Path(os.environ["ASYMLIB_DATA"]) / "beir" / name).counts().values()) == counts
+def test_real_collections_have_their_published_counts():
+    for name, *counts in [  # documents, empty ones, queries, judgements, those of missing documents
+        ("scifact", 5_183, 0, 300, 339, 0),
+        ("nfcorpus", 3_633, 0, 323, 12_334, 0),
+        ("arguana", 8_674, 0, 1_406, 1_406, 5),
+        ("msmarco_dl_pool", 30_005, 0, 97, 9_490, 0),
+        ("vaswani_npl", 11_429, 0, 93, 2_083, 0),
+    ]:
+        assert list(load_beir(Path(os.environ["ASYMLIB_DATA"]) / "beir" / name).counts().values()) == counts

@@ -1,4 +1,4 @@
-"""Docstrings as pairs: what one becomes, made-up packages whose overlaps are known, and installed ones."""
+"""Docstrings as pairs: what one becomes, and made-up packages whose overlaps are known."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 from asymlib.data.docstrings import GENERATED, docstring_pairs, pair_from_docstring, versions
 from asymlib.errors import InputError
 from tests.test_collections import prose
-from tests.test_leakage import slow_near_duplicates
 
 LONG = "It walks over all rows and columns of the table, one after another, and adds what it finds to a running total."
 
@@ -28,7 +27,6 @@ LONG = "It walks over all rows and columns of the table, one after another, and 
         (f".. note:: this is old\n\n{LONG}", None),
         (f"mask (Tensor of shape (n,)): hides some values\n\n{LONG}", None),
         ("Sum all the rows.\n\nToo short to be a document.", None),
-        ("Sum all the rows of it.", None),
         (f"Sum all rows. Then stop.\n\n{LONG} Sum all rows. Then stop.", None),  # the query is two of its sentences
     ],
 )
@@ -36,14 +34,14 @@ def test_what_a_docstring_becomes(doc, expected):
     assert pair_from_docstring(doc) == expected
 
 
-def install(site: Path, name: str, sources: dict[str, str], version: str = "1.0") -> None:
+def install(site: Path, name: str, sources: dict[str, str]) -> None:
     """Lay out a distribution as pip does: its files, METADATA, and RECORD in the given order."""
     for file, source in sources.items():
         (site / file).parent.mkdir(parents=True, exist_ok=True)
         (site / file).write_text(source, encoding="utf-8")
-    info = site / f"{name}-{version}.dist-info"
+    info = site / f"{name}-1.0.dist-info"
     info.mkdir(parents=True, exist_ok=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (info / "RECORD").write_text("".join(f"{file},,\n" for file in [*sources, f"{info.name}/METADATA"]))
 
 
@@ -119,20 +117,3 @@ def test_wrong_packages_are_named(tmp_path, packages):
     (tmp_path / "site" / "madetest" / "b.py").unlink()
     with pytest.raises(InputError, match=r"package madetest lacks its file madetest/b\.py"):
         docstring_pairs(packages, 10, 10, 10)
-
-
-def test_rules_hold_on_installed_packages():
-    split = docstring_pairs(
-        {"test": ["networkx"], "validation": ["seaborn"], "train": ["jedi", "datasets"]}, 10_000, 500, 300
-    )
-    assert len(split.collections["networkx"]) == 300
-    assert min(len(split.validation), len(split.train)) > 50
-    rows = split.collections["networkx"] + split.validation + split.train
-    for query, doc in rows:
-        assert 3 <= len(query.split()) <= 40
-        assert len(doc.split()) >= 20
-        assert query.casefold() not in doc.casefold()
-        assert not doc.startswith(">>>")
-        assert "\n" not in query + doc
-    assert len({query.casefold() for query, _ in rows}) == len(rows)
-    assert not any(slow_near_duplicates([doc for _, doc in rows[::5]]))

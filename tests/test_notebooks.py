@@ -14,16 +14,12 @@ from asymlib.report import tables
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+pytestmark = pytest.mark.timeout(600)
 LINES = 24  # a cell longer than this holds logic that belongs in asymlib
 
 
 def code_cells(path):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-
-
-def functions(path):
-    nodes = [node for cell in code_cells(path) for node in ast.parse(cell.source).body]
-    return [ast.dump(node) for node in nodes if isinstance(node, ast.FunctionDef)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -45,24 +41,22 @@ def test_notebook_is_stored_as_the_house_wants(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_parameters_are_typed_literals_under_their_comments(path):
     tagged = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
-    assert tagged == code_cells(path)[:1]
-    assert tagged[0].source.startswith("# ")
+    assert tagged == code_cells(path)[:1] and tagged[0].source.startswith("# ")
     for node in ast.parse(tagged[0].source).body:
         assert isinstance(node, ast.AnnAssign) and type(ast.literal_eval(node.value)).__name__ == node.annotation.id
-    lines = tagged[0].source.splitlines()
-    assert not [line for line in lines if "  #" in line], "a comment stands above its parameter"
+    assert "  #" not in tagged[0].source, "a comment stands above its parameter"
 
 
 def test_no_function_stands_in_two_notebooks():
-    found = Counter(function for path in NOTEBOOKS for function in functions(path))
-    assert not [function for function, times in found.items() if times > 1]
+    nodes = [node for path in NOTEBOOKS for cell in code_cells(path) for node in ast.parse(cell.source).body]
+    found = Counter(ast.dump(node) for node in nodes if isinstance(node, ast.FunctionDef))
+    assert found and max(found.values()) == 1
 
 
 def test_notebooks_are_linted_like_code():
-    for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, *NOTEBOOKS], cwd=ROOT, capture_output=True, text=True
-        )
+    ruff = [sys.executable, "-m", "ruff"]
+    for command in ([*ruff, "check", "--no-cache"], [*ruff, "format", "--check", "--no-cache"]):
+        done = subprocess.run([*command, *NOTEBOOKS], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
 
@@ -94,9 +88,8 @@ def home(tmp_path_factory):
     """The project folder after the notebooks ran on 160 pairs of docstrings, with one healthy recipe and one that explodes."""
     folder = tmp_path_factory.mktemp("home")
     jobs = [[str(ROOT / "notebooks" / f"{name}.ipynb"), parameters] for name, parameters in JOBS]
-    environment = os.environ | {"ASYMLIB_HOME": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RUNNER, json.dumps(jobs)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    setting = {"env": os.environ | {"ASYMLIB_HOME": str(folder), "OMP_NUM_THREADS": "1"}, "cwd": ROOT}
+    done = subprocess.run([sys.executable, "-c", RUNNER, json.dumps(jobs)], capture_output=True, text=True, **setting)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from asymlib.data import pairs as module
@@ -18,9 +17,7 @@ def test_pairs_number_equal_passages_equally(tmp_path):
     write_lines(tmp_path / "p.jsonl", [*lines, {"query": "three", "document": "same"}])
     pairs = load_pairs(tmp_path / "p.jsonl")
     assert pairs == Pairs("p", ["one", "two", "three"], ["same", "other", "same"])
-    assert pairs.passage.dtype == np.int64
     assert pairs.passage.tolist() == [0, 1, 0]
-    assert len(pairs) == 3
     (tmp_path / "p.jsonl").write_text("\n")
     with pytest.raises(InputError, match="holds no pairs"):
         load_pairs(tmp_path / "p.jsonl")
@@ -31,9 +28,7 @@ def test_pairs_number_equal_passages_equally(tmp_path):
     [
         ("{", r"p\.jsonl:2: not valid JSON"),
         ({"query": "x"}, r"p\.jsonl:2: expected fields 'query' and 'document'"),
-        ({"query": "x", "document": "y", "positive": "z"}, r"p\.jsonl:2: expected fields"),
         ({"document": "y"}, r"p\.jsonl:2: field 'query' must be a string, found nothing"),
-        ({"query": ["x"], "document": "y"}, r"p\.jsonl:2: field 'query' must be a string, found list"),
         ({"query": "x", "document": " "}, r"p\.jsonl:2: the document is empty"),
         ({"query": "", "positive": "y"}, r"p\.jsonl:2: the query is empty"),
     ],
@@ -77,8 +72,7 @@ def data(tmp_path):
 def test_pooled_sources_share_equally_and_keep_splits_and_tests_apart(data):
     sources, tests = data
     small, large = pooled(sources, tests, 40, 10), pooled(sources, tests, 90, 10)
-    assert (len(small.train), len(large.train), len(small.validation)) == (40, 90, 10)
-    assert small.validation == large.validation
+    assert small.validation == large.validation and len(small.validation) == 10
     assert small.counts["train"] == {"squad": 20, "nq": 20}
     assert large.counts["train"] == {"squad": 55, "nq": 35}  # all that validation left of nq
     assert len({doc for _, doc in small.train}) == 40  # one question of each passage first
@@ -90,49 +84,34 @@ def test_pooled_sources_share_equally_and_keep_splits_and_tests_apart(data):
     assert small.counts["removed"]["overlap_with_tests"] == {"squad": 1, "nq": 2}
 
 
-@pytest.mark.parametrize(
-    ("limit_train", "limit_validation", "message"),
-    [
-        (40, 100, "too few distinct passages for 100 validation pairs"),
-        (40, 1, "sources: expected at least one, and limit_validation"),
-        (1000, 10, r"limit_train: squad, nq give only \d+ training pairs, not 1000"),
-    ],
-)
-def test_too_little_to_pool_is_named(data, limit_train, limit_validation, message):
-    with pytest.raises(InputError, match=message):
-        pooled(*data, limit_train, limit_validation)
+def test_too_little_to_pool_is_named(data):
+    for limits, message in [
+        ((40, 100), "too few distinct passages for 100 validation pairs"),
+        ((40, 1), "sources: expected at least one, and limit_validation"),
+        ((1000, 10), r"limit_train: squad, nq give only \d+ training pairs, not 1000"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            pooled(*data, *limits)
 
 
 @pytest.fixture
 def mine(tmp_path):
-    """1,000 clean pairs of 500 passages, and three that share text with the two tests."""
-    passages = [prose(i) for i in range(500)]
-    pairs = [{"query": f"question {i}", "document": passages[i // 2]} for i in range(1000)]
-    end = ("Tea is a drink that is made by pouring hot water over leaves of the tea plant and waiting until the water "
-           "has taken up their taste and colour, which takes some minutes.")  # fmt: skip
-    leaky = [("Where do apples GROW?", prose(900)), ("cheese query", CORPUS[2]["text"]), ("tea", f"{prose(901)} {end}")]
-    pairs += [{"query": query, "document": doc} for query, doc in leaky]
-    write_lines(tmp_path / "pairs.jsonl", pairs)
-    tea = {"_id": "t", "title": "Another start", "text": end[-150:]}
-    return pairs, [write_beir(tmp_path / "food"), write_beir(tmp_path / "drinks", [tea], QUERIES[2:], ["q3\tt\t1"])]
+    """1,000 clean pairs of 500 passages, and two that share a query or a passage with the test."""
+    rows = [(f"question {i}", prose(i // 2)) for i in range(1000)]
+    rows += [("Where do apples GROW?", prose(900)), ("cheese query", CORPUS[2]["text"])]
+    return [{"query": query, "document": doc} for query, doc in rows], [write_beir(tmp_path / "food")]
 
 
 def test_validation_is_taken_out_by_whole_passages(tmp_path, mine):
     pairs, tests = mine
+    write_lines(tmp_path / "pairs.jsonl", pairs)
     split = own(tmp_path / "pairs.jsonl", None, tests, 500)
     assert (len(split.validation), len(split.train)) == (100, 900)  # a tenth of 1,000
     assert len({doc for _, doc in split.validation}) == 50  # both questions of each passage
     assert len({doc for _, doc in split.train[:450]}) == 450  # one question of each passage first
     assert sorted(query for query, _ in split.train + split.validation) == sorted(f"question {i}" for i in range(1000))
-    assert {doc for _, doc in split.validation}.isdisjoint(doc for _, doc in split.train)
-    removed = {"overlap_with_tests": {"train": 3}, "overlap_with_validation": {"train": 0}}
-    assert split.counts == {"removed": removed}
+    assert split.counts["removed"] == {"overlap_with_tests": {"train": 2}, "overlap_with_validation": {"train": 0}}
     assert own(tmp_path / "pairs.jsonl", None, tests, 65).validation == split.validation[:64]  # the next does not fit
-    write_lines(tmp_path / "few.jsonl", pairs[-603:])
-    with pytest.raises(
-        InputError, match=r"541 training and 60 validation pairs \(of 603 pairs 2 share text with the tests"
-    ):
-        own(tmp_path / "few.jsonl", None, tests[:1], 500)
 
 
 def test_validation_passages_share_no_text_with_each_other_or_training(tmp_path, mine):
@@ -145,21 +124,17 @@ def test_validation_passages_share_no_text_with_each_other_or_training(tmp_path,
 
 
 def test_training_pairs_that_share_text_with_given_validation_go(tmp_path, mine):
-    corpus = [{"_id": f"d{i}", "text": prose(i)} for i in range(200)]
-    corpus += [{"_id": "near", "title": "Title", "text": prose(7)}]
-    queries = [{"_id": f"q{i}", "text": f"question {i}"} for i in range(201)]
-    qrels = [f"q{i}\td{i}\t1" for i in range(200)] + ["q200\tnear\t1", "q150\td3\t1"]
-    train = write_beir(tmp_path / "mine", corpus, queries, qrels, split="train")
+    rows = [*((f"question {i}", prose(i)) for i in range(200)), ("near", f"Title {prose(7)}"), ("other", prose(3))]
+    write_lines(tmp_path / "train.jsonl", [{"query": query, "document": doc} for query, doc in rows])
     pairs = [{"query": f"validation question {i}", "document": prose(i)} for i in range(70)]
     pairs += [{"query": "Question 100", "document": prose(950)}, {"query": "what is baked", "document": prose(951)}]
     write_lines(tmp_path / "validation.jsonl", pairs)
-    split = own(train, tmp_path / "validation.jsonl", mine[1][:1], 1)
+    split = own(tmp_path / "train.jsonl", tmp_path / "validation.jsonl", mine[1], 1)
     assert sorted(dict(split.validation)) == sorted(pair["query"] for pair in pairs[:71])
     assert sorted(dict(split.train)) == sorted(f"question {i}" for i in range(70, 200) if i != 100)
-    assert split.counts["removed"] == {
-        "overlap_with_tests": {"train": 0, "validation": 1},
-        "overlap_with_validation": {"train": 70 + 1 + 2},  # passages, question 100, near and q150 of d3
-    }
+    removed = split.counts["removed"]  # by validation: the passages, question 100, near and other
+    assert removed["overlap_with_tests"] == {"train": 0, "validation": 1}
+    assert removed["overlap_with_validation"] == {"train": 70 + 1 + 2}
 
 
 DOCUMENTS = 800
@@ -192,19 +167,15 @@ def test_titles_serve_as_queries_where_documents_have_their_own(tmp_path):
         of_the_tested(tmp_path / "c", False, 10_000, 10)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_a_beginning_and_its_rest():
+    for text, expected in [
         ("One two three. " + "rest " * 8, ("One two three.", ("rest " * 8).strip())),
         ("One two. a b c d e f g h i j k l m n", ("One two. a b c d e f", "g h i j k l m n")),  # too short a sentence
         ("w " * 33 + "end. " + "rest " * 8, ("w w w w w w w w", "w " * 25 + "end. " + ("rest " * 8).strip())),
         ("a b c d e f g h  i\nj k l m n o p", ("a b c d e f g h", "i j k l m n o p")),
         ("One two three. too short a rest", None),
-        ("", None),
-    ],
-)
-def test_a_beginning_and_its_rest(text, expected):
-    assert beginning_and_rest(text.strip()) == expected
+    ]:
+        assert beginning_and_rest(text.strip()) == expected
 
 
 @pytest.mark.parametrize("labels", [False, True])
@@ -233,6 +204,5 @@ def test_training_judgements_give_the_best_documents_and_validation_takes_whole_
     for i, documents in found.items():
         graded = {(2 * i + j) % DOCUMENTS: g for j, g in enumerate((1, 2, 1, 0, 2, 1, 1))}
         assert sorted(graded[d] for d in documents) == [1, 1, 2, 2]
-    assert dict(split.train).keys().isdisjoint(dict(split.validation))
-    assert len(split.validation) == 160 and len(split.train) == 1440
+    assert len(split.validation) == 160 and dict(split.train).keys().isdisjoint(dict(split.validation))
     assert len(dict(split.validation)) == 160 // module.POSITIVES_A_QUERY

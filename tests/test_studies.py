@@ -46,7 +46,10 @@ def test_a_study_of_each_source_says_what_it_is_made_of(home, packages, monkeypa
     assert (own.track, own.source, len(own.train), len(own.validation)) == ("zero-shot", "folder", 630, 70)
     assert own.tests == {"food": load_beir(home / "beir" / "food")}
     assert studies.load("own", vectors=False) == own
-    assert described("own")["counts"]["removed"]["overlap_with_tests"] == {"train": 0}
+    paths = {f"food/{file}": home / "beir/food" / file for file in ("corpus.jsonl", "qrels/test.tsv", "queries.jsonl")}
+    paths |= {file: own.folder / file for file in ("train.jsonl", "validation.jsonl")}  # sorted by name
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n" for name, path in paths.items()]
+    assert own.content_sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
     made = studies.prepare("made", "docstrings", packages=packages, limit_per_collection=3)
     assert (len(made.train), list(made.tests), len(made.tests["madetest"].documents)) == (10, ["madetest"], 3)
     assert described("made")["sources"] == {"madetest": "1.0", "madecheck": "1.0", "madetrain": "1.0"}
@@ -56,20 +59,17 @@ def test_a_study_of_each_source_says_what_it_is_made_of(home, packages, monkeypa
     target = studies.prepare("target", "target", target="arguana")
     assert (target.track, len(target.train), target.tests["arguana"].drop_self) == ("adapted", 630, True)
     assert described("target")["pairs_made_of"] == "title and text"
-    real = studies.prepare(
-        "real", "real", sources=["pairs.jsonl"], tests=["food"], limit_train=300, limit_validation=99
-    )
+    limits = {"limit_train": 300, "limit_validation": 99}
+    real = studies.prepare("real", "real", sources=["pairs.jsonl"], tests=["food"], **limits)
     assert (real.track, len(real.train), len(real.validation)) == ("zero-shot", 300, 99)
-    assert described("real")["collections"] == [
-        {"name": "food", "folder": "$ASYMLIB_DATA/beir/food", "drop_self": False, "strict": True}
-    ]
+    food = {"name": "food", "folder": "$ASYMLIB_DATA/beir/food", "drop_self": False, "strict": True}
+    assert described("real")["collections"] == [food]
 
 
 def test_an_unaltered_study_is_opened_and_anything_else_is_made_again(home, packages):
     stamp = 0
 
-    def build(source: str = "folder", **parameters) -> bool:
-        """Ask for the study; True if it was written anew."""
+    def build(source: str = "folder", **parameters) -> bool:  # whether the study was written anew
         nonlocal stamp
         studies.prepare("s", source, **(parameters or OWN))
         before, stamp = stamp, (studies.prepared("s") / "train.jsonl").stat().st_mtime_ns
@@ -82,8 +82,6 @@ def test_an_unaltered_study_is_opened_and_anything_else_is_made_again(home, pack
     write_lines(home / "beir" / "food" / "corpus.jsonl", CORPUS[::-1])
     assert build() and not build()
     assert described()["content_sha256"] != first
-    write_lines(home / "pairs.jsonl", (home / "pairs.jsonl").read_text().splitlines()[1:])
-    assert build() and not build()
     (studies.prepared("s") / "study.json").write_text("{}")  # of another version
     assert build() and not build()
     assert build("docstrings", packages=packages) and not build("docstrings", packages=packages)
@@ -119,23 +117,8 @@ def test_a_study_can_move_with_its_data(home, tmp_path, monkeypatch):
     monkeypatch.setenv("ASYMLIB_HOME", str(tmp_path / "moved"))
     with pytest.raises(InputError, match=r"food/qrels/test\.tsv: no such file, but it is named in"):
         studies.load("s", vectors=False)
-    monkeypatch.delenv("ASYMLIB_DATA")
-    with pytest.raises(InputError, match="ASYMLIB_DATA: not set"):
-        studies.load("s", vectors=False)
     monkeypatch.setenv("ASYMLIB_DATA", str(tmp_path / "moved"))
     assert studies.load("s", vectors=False).content_sha256 == study.content_sha256
-    stamp = (tmp_path / "moved/data/prepared/s/study.json").stat().st_mtime_ns
-    studies.prepare("s", "folder", **OWN)
-    assert (tmp_path / "moved/data/prepared/s/study.json").stat().st_mtime_ns == stamp
-
-
-def test_the_hash_is_that_of_the_files_by_name(home):
-    """printf of `sha256  name` lines, sorted by name, through sha256sum."""
-    study = studies.prepare("s", "folder", **OWN)
-    paths = {f"food/{file}": home / "beir/food" / file for file in ("corpus.jsonl", "qrels/test.tsv", "queries.jsonl")}
-    paths |= {file: study.folder / file for file in ("train.jsonl", "validation.jsonl")}
-    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n" for name, path in paths.items()]
-    assert study.content_sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def test_vectors_belong_to_their_texts_and_are_ranked(home, tmp_path):
@@ -146,19 +129,16 @@ def test_vectors_belong_to_their_texts_and_are_ranked(home, tmp_path):
     encoded = text.encode(config, progress=False)
     study = studies.load("s")
     assert study == encoded
-    assert study.encoder.max_length == 32 and study.encoder.device is None
     assert study.made_with == {"encoder": encoded.encoder_key, "study": text.content_sha256}
-    assert study.tests["food"].document_vectors.shape == (3, 48)
     assert (study.train.tensors().documents.numpy() == encoded.train.document_vectors).all()
     turned = studies.prepare("turned", "folder", **OWN, limit_validation=64).encode(config, progress=False).train
     row = turned.queries.index(study.train.queries[5])
     assert np.array_equal(turned.query_vectors[row], study.train.query_vectors[5])
 
-    ((name, ranking),) = study.rank({}, "cosine")
+    ((name, ranking),) = study.rank({}, "cosine", only=["food", "other"])
     food = study.tests[name]
     q, d = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (food.query_vectors, food.document_vectors))
     assert (np.argsort(-(q @ d.T), axis=1)[:, 0] == ranking.rows[:, 0]).all()
-    assert [name for name, _ in study.rank({}, "cosine", only=["other"])] == []
     assert next(study.rank({}, "cosine", k=2))[1].rows.shape == (2, 2)
     with pytest.raises(InputError, match="trained with dot, evaluated with cosine"):
         next(study.rank({}, "cosine", "dot"))
@@ -176,13 +156,10 @@ def test_wrong_requests_are_named_before_anything_is_read(home, monkeypatch):
     refused("limit_train: expected at least 1, found 0", limit_train=0)
     refused("no test collection: expected at least one folder", tests=[])
     refused("food and .*food have the same name", tests=["beir/food", "elsewhere/food"])
-    refused("absent: no such folder", tests=["absent"])
     for train in ("", "absent.jsonl", "beir/food/qrels/test.tsv"):
         refused(r"train: expected a \.jsonl file of pairs or a folder in BEIR's layout that exists", train=train)
-    refused(r"train\.tsv: no such file; it is needed for training pairs", train="beir/food")
     refused(r"validation: expected a \.jsonl file of pairs that exists, found 'beir/food'", validation="beir/food")
     refused("ASYMLIB_DATA: not set", "real", sources=["pairs.jsonl"])
-    refused("ASYMLIB_DATA: not set", "target", target="food")
     with pytest.raises(InputError, match=r"study: '\.\./s'"):
         studies.prepare("../s", "folder", **OWN)
     monkeypatch.setenv("ASYMLIB_DATA", str(home))
@@ -191,17 +168,15 @@ def test_wrong_requests_are_named_before_anything_is_read(home, monkeypatch):
     assert not studies.prepared("s").exists()
 
 
-def test_input_files_are_those_outside_the_study(home, monkeypatch, packages):
+def test_input_files_are_those_outside_the_study(home, monkeypatch):
     monkeypatch.setenv("ASYMLIB_DATA", str(home))
     food = [str(home / "beir/food" / file) for file in ("corpus.jsonl", "qrels/test.tsv", "queries.jsonl")]
     assert studies.input_files("folder", OWN | {"study": "s", "max_length": 64}) == [*food, str(home / "pairs.jsonl")]
-    real = {"sources": ["pairs.jsonl", "beir/squad"], "tests": ["food"]}
-    squad = [str(home / "beir/squad" / file) for file in ("corpus.jsonl", "qrels/train.tsv", "queries.jsonl")]
-    assert studies.input_files("real", real) == [*food, *squad, str(home / "pairs.jsonl")]
+    real = {"sources": ["pairs.jsonl"], "tests": ["food"]}
+    assert studies.input_files("real", real) == [*food, str(home / "pairs.jsonl")]
     assert studies.input_files("target", {"target": "food"}) == food
     train = str(home / "beir/food/qrels/train.tsv")
     assert studies.input_files("target", {"target": "food", "labels": True}) == sorted([*food, train])
-    assert studies.input_files("docstrings", {"packages": packages}) == []
 
 
 @pytest.mark.real

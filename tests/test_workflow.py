@@ -20,7 +20,7 @@ from tests.test_run_notebook import SLEEPER, gone, wait_for, write_notebook
 sys.path.insert(0, str(ROOT / "workflow"))
 from config import read_family
 
-SNAKEMAKE = [Path(sys.executable).parent / "snakemake", "--nolock"]
+SNAKEMAKE = [Path(sys.executable).parent / "snakemake"]
 CONFIG = {"study": "s", "studies": {"s": {}}, "recipes": ["a", "b"], "seeds": [0], "limit": 120}
 ALL = {"01-data", "02-a", "02-b", "04-magnitude", "05-evaluation", "06-robustness", "07-ablation", "09-writeup"}
 MODULES = {
@@ -164,7 +164,7 @@ def status(home):
         ("search: {s: {transfer: t}}", "search: 't' is not one of s"),
         (
             "studies: {s: {}, t: {}}\nsearch: {t: {}}",
-            "the studies s, t are compared: give all of them a search, or none",
+            "search: s, t are compared: give all of them a search, or none",
         ),
         ("studies: {s: {}, ../t: {}}", r"config: .*\.\./t"),
     ],

@@ -11,7 +11,7 @@ from asymlib.files import safe_name
 
 NUMBER = re.compile(
     r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"
-)  # 1e-3 is a number in YAML 1.2 and text in 1.1, which is read here
+)  # 1e-3: a number in YAML 1.2, text in the 1.1 that is read here
 
 
 class Family(BaseModel):
@@ -44,17 +44,18 @@ class Family(BaseModel):
 
     @model_validator(mode="after")
     def names_agree(self) -> "Family":
-        other = [given[key] for given in self.search.values() for key in ("transfer", "recipe_from") if given.get(key)]
+        other = {given[key] for given in self.search.values() for key in ("transfer", "recipe_from") if given.get(key)}
         for key, names, known in (
-            ("study", [self.study], self.joined[1:] + [self.study] * (self.study in self.trained)), ("untrained", self.untrained, self.studies),
-            ("apart", self.apart, self.trained), ("search", [*self.search, *other], self.studies), ("changes", self.changes, self.recipes),
-        ):  # fmt: skip
+            ("study", [self.study], [name for name in self.trained if name not in self.apart]),
+            ("untrained", self.untrained, self.studies),
+            ("apart", self.apart, self.trained),
+            ("search", {*self.search, *other}, self.studies),
+            ("changes", self.changes, self.recipes),
+        ):
             if wrong := sorted(set(names) - set(known)):
                 raise ValueError(f"{key}: {wrong[0]!r} is not one of {', '.join(known)}")
         if 0 < len(set(self.search) & set(self.joined)) < len(self.joined):
-            raise ValueError(
-                f"search: the studies {', '.join(self.joined)} are compared: give all of them a search, or none"
-            )
+            raise ValueError(f"search: {', '.join(self.joined)} are compared: give all of them a search, or none")
         return self
 
 
@@ -77,7 +78,7 @@ def read_family(config: dict) -> Family:
         family = Family(**plain(config, ""))
     except ValidationError as error:
         words = [
-            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}".replace("Value error, ", "").lstrip(": ")
             for e in error.errors()
         ]
         raise InputError(f"config: {'; '.join(words)} (keys: {', '.join(Family.model_fields)})") from error

@@ -253,19 +253,14 @@ def main(argv: list[str] | None = None) -> int:
             files = {} if error else written(options.files)
         except InputError as absent:
             error = str(absent)
-        record |= {
-            "state": "failed" if error else "ok",
-            "started": start,
-            "seconds": round(time.time() - start, 1),
-            "error": error,
-        }
+        seconds = round(time.time() - start, 1)
+        record |= {"state": "failed" if error else "ok", "started": start, "seconds": seconds, "error": error}
         if not error:
             record["receipt"] = {"notebook": options.notebook.stem, "parameters": record["parameters"], "files": files}
             write_json(options.receipt, record["receipt"])
         write_json(status, record)
         print(
-            f"{name:48} {record['state']:7}{record['seconds']:8.1f} s  {error and f'{error} ({base}.log)'}",
-            file=console,
+            f"{name:48} {record['state']:7}{seconds:8.1f} s  {error and f'{error} ({base}.log)'}".rstrip(), file=console
         )
     return bool(error)
 

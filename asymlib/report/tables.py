@@ -23,18 +23,8 @@ SYSTEM_COLUMNS = (
     "similarity_train", "similarity_eval", "encoder", "pairs", "p_raw", "difference_low", "difference_high",
 )  # fmt: skip
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "scikit-learn", "transformers", "sentence-transformers", "safetensors")
-NAMES = (
-    "study",
-    "track",
-    "system",
-    "dataset",
-    "metric",
-    "name",
-    "a",
-    "b",
-    "part",
-    "encoder",
-)  # text, even where it is "1e-3"
+# columns that are text, even where a name reads as a number
+NAMES = ("study", "track", "system", "dataset", "metric", "name", "a", "b", "part", "encoder")
 CODE = ("asymlib", "notebooks", "workflow", "requirements.txt")  # what a result depends on
 
 

@@ -1,6 +1,6 @@
 """The executed write-up notebook as a page: Markdown for the repository, self-contained HTML, and the table of the README.
 
-    python -m asymlib.report.export EXECUTED.ipynb [--markdown ANALYSIS.md] [--html writeup.html] [--readme README.md]
+    python workflow/write_page.py EXECUTED.ipynb [--markdown ANALYSIS.md] [--html writeup.html] [--readme README.md]
 
 Code is left out, and so are cells tagged `remove`. Pictures are linked below the page's folder in Markdown and embedded in HTML.
 """
@@ -60,7 +60,7 @@ def with_block(text: str, block: str, where: str | Path) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m asymlib.report.export", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="workflow/write_page.py", description=__doc__.splitlines()[0])
     parser.add_argument("executed", help="the executed notebook")
     parser.add_argument("--markdown", help="page to write, e.g. ANALYSIS.md")
     parser.add_argument("--html", help="self-contained page to write")
