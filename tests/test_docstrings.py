@@ -88,8 +88,7 @@ def test_docstrings_are_split_by_package_and_the_splits_are_kept_apart(tmp_path,
     assert list(split.collections) == ["madetest"]
     tested = dict(split.collections["madetest"])
     assert sorted(tested) == ["Shared thing as tested.", *(f"Tested thing number {i}." for i in range(6))]
-    assert tested["Tested thing number 5."] == prose(5)
-    assert tested["Shared thing as tested."] == SHARED
+    assert (tested["Tested thing number 5."], tested["Shared thing as tested."]) == (prose(5), SHARED)
     assert sorted(dict(split.validation)) == [f"Checked thing number {i}." for i in range(4)]
     trained = [*(f"Trained thing number {i}." for i in range(9)), "Trained thing of a class."]
     assert sorted(dict(split.train)) == trained

@@ -108,8 +108,7 @@ def draw(hub: Path, to: Path, sample: int, seed: int = 0) -> list[tuple[str, str
 def test_a_sample_of_pairs_is_fixed_by_its_seed_and_grows_by_its_size(tmp_path):
     hub = parquet(tmp_path / "hub", [part(range(60)), part(range(60, 120))])
     small, large = draw(hub, tmp_path / "s.jsonl", 20), draw(hub, tmp_path / "l.jsonl", 60)
-    assert large[:20] == small
-    assert len(set(large)) == 60
+    assert large[:20] == small and len(set(large)) == 60
     assert all(doc == f"passage {query.split()[1]}" for query, doc in large)  # a pair stays a pair, on one line
     assert draw(hub, tmp_path / "o.jsonl", 20, seed=1) != small
     assert 10 < sum(int(query.split()[1]) < 60 for query, _ in large) < 50  # from both files

@@ -98,10 +98,8 @@ def home(tmp_path_factory):
 def test_a_name_that_reads_as_a_number_stays_text_in_every_table(home):
     folder, own = home / "data/results/own", ["1e-3"]
     expected = {name: ["baseline", "whitened", *own] for name in ("systems.csv", "hubness.csv", "per_query.parquet")}
-    expected |= {
-        "length_relevance.csv": own,
-        "checkpoints.csv": [*own, "exploded"],
-        "attribution.csv": [*own, "exploded"],
+    expected |= {"length_relevance.csv": own} | {
+        f"{name}.csv": [*own, "exploded"] for name in ("checkpoints", "attribution")
     }
     found = {name: list(tables.read_table(folder, name)["system"].unique()) for name in expected}
     assert found == expected
@@ -123,21 +121,10 @@ def test_tables_with_nothing_to_compare_keep_their_columns_and_figures_show_what
     contrasts = tables.read_table(folder, "contrasts.csv")
     assert contrasts.empty and {"track", "a", "b", "difference", "p_value", "p_raw"} <= set(contrasts.columns)
     matrix = tables.read_table(folder, "similarity_matrix.csv")
-    assert list(matrix["similarity_eval"]) == ["dot", "cosine", "euclidean"] and list(matrix["own"]) == [
-        True,
-        False,
-        False,
-    ]
+    assert dict(zip(matrix["similarity_eval"], matrix["own"], strict=True)) == {"dot": 1, "cosine": 0, "euclidean": 0}
     assert not (folder / "answers_met.csv").exists() and not (folder / "choices.csv").exists()
     names = (
-        "signature",
-        "growth_split",
-        "systems_zero_shot",
-        "systems_adapted",
-        "length_relevance",
-        "hubness",
-        "similarity_matrix",
+        "signature growth_split systems_zero_shot systems_adapted length_relevance hubness similarity_matrix".split()
     )
-    assert {path.name for path in figures.iterdir()} == {
-        f"{name}.{kind}" for name in names for kind in ("png", "pdf", "csv")
-    }
+    files = {f"{name}.{kind}" for name in names for kind in ("png", "pdf", "csv")}
+    assert {path.name for path in figures.iterdir()} == files

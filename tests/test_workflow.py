@@ -192,7 +192,7 @@ def test_every_wrong_parameter_stops_everything_before_anything_runs(home):
     wrong = {"02_train_heads": {"lr": "fast"}, "01_data_prep": {"sise": 2}}
     code, shown, ran = run(home, parameters=wrong)
     assert code == 1 and not ran and "Traceback" not in shown
-    assert "01-data.json: 01_data_prep.ipynb: parameter 'sise': unknown; the notebook has study, source, size" in shown
+    assert "01-data.json: 01_data_prep.ipynb: parameter 'sise': unknown; the notebook has study, size, source" in shown
     assert "02-b.json: 02_train_heads.ipynb: parameter 'lr': Input should be a valid number: 'fast'" in shown
     assert "recipe: unknown field {'lrr': 1}" in run(home, changes={"a": {"lrr": 1}})[1]
 
