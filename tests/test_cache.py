@@ -1,4 +1,4 @@
-"""The cache on disk: a dictionary of vectors that outlives kills, races, merges, damage and a full disk."""
+"""The cache on disk: a dictionary of vectors that outlives kills, races, damage and a full disk."""
 
 import hashlib
 import json
@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asymlib.encoding.cache import MAX_SHARDS, MERGED_ROWS, Cache
+from asymlib.encoding.cache import Cache
 from asymlib.errors import InputError
-from tests.small_encoders import stored
 
 KEY = "0123456789abcdef" * 4
 
@@ -119,29 +118,11 @@ def test_a_missing_part_of_a_shard_is_damage(tmp_path, suffix):
         cache.read(digests([1]))
 
 
-def test_many_small_shards_are_merged(tmp_path):
-    cache = Cache(tmp_path, KEY)
-    large = np.arange(MERGED_ROWS // 2) + 1000
-    add(cache, *large)  # large enough to stay
-    kept = shards(cache)
-    for i in range(MAX_SHARDS):
-        add(cache, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3, 4 * i + 4)  # the last is also in the next
-    cache.compact()
-    assert len(shards(cache)) == MAX_SHARDS + 1  # not yet too many
-    add(cache, 400)
-    cache.compact()
-    assert len(shards(cache)) == 2 and kept[0] in shards(cache)
-    assert len(list(cache.folder.iterdir())) == 6  # the small ones left nothing behind
-    assert stored(tmp_path) == len(large) + 4 * MAX_SHARDS + 1 + 1
-    assert_holds(cache, [400, *range(4 * MAX_SHARDS, -1, -1), *large[:5]])
-
-
 CHILD = """
 import sys
 from tests.test_cache import Cache, KEY, add
 for number in range(int(sys.argv[2]), int(sys.argv[3])):
     add(Cache(sys.argv[1], KEY), number, number + 1)
-    Cache(sys.argv[1], KEY).compact()
 """
 
 
@@ -150,7 +131,7 @@ def start_child(cache, first, end):
     return subprocess.Popen(command, cwd=Path(__file__).parent.parent)
 
 
-def test_a_reader_beside_two_writers_that_merge_and_one_is_killed(tmp_path):
+def test_a_reader_beside_two_writers_one_of_which_is_killed(tmp_path):
     cache, found = Cache(tmp_path, KEY), set()
     steady, killed = start_child(tmp_path, 0, 150), start_child(tmp_path, 500, 9_999)
     while steady.poll() is None or len(found) < 160:

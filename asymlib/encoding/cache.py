@@ -23,8 +23,6 @@ from asymlib.encoding.encoder import Encoder
 from asymlib.errors import InputError
 from asymlib.files import atomic_path, read_json, sha256_file, write_json
 
-MAX_SHARDS = 64  # more small shards than this are merged
-MERGED_ROWS = 65_536  # rows of a merged shard; at 384 dimensions 100 MB
 HASHES = {".npy": "vectors_sha256", ".keys.npy": "keys_sha256"}  # a shard's files and their fields in its .json
 
 
@@ -57,19 +55,13 @@ class Cache:
         found = np.zeros(len(wanted), dtype=bool)
         stored = self.dim()
         vectors = np.empty((len(digests), stored or dim or 0), dtype=np.float32)
-        again = stored is not None and len(wanted) > 0
-        while again:
-            again = False
-            for name, about in self._shards():
-                try:
-                    keys = np.ascontiguousarray(self._open(name, ".keys.npy", about)).view("S32").ravel()
-                    place = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
-                    hit = (wanted[place] == keys) & ~found[place]
-                    if hit.any():
-                        vectors[first[place[hit]]] = self._open(name, ".npy", about)[hit]
-                        found[place[hit]] = True
-                except FileNotFoundError:  # merged into another shard just now: go over them again
-                    again = True
+        for name, about in self._shards() if len(wanted) else ():
+            keys = np.ascontiguousarray(self._open(name, ".keys.npy", about)).view("S32").ravel()
+            place = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+            hit = (wanted[place] == keys) & ~found[place]
+            if hit.any():
+                vectors[first[place[hit]]] = self._open(name, ".npy", about)[hit]
+                found[place[hit]] = True
         repeated = np.flatnonzero(first[inverse] != np.arange(len(digests)))
         vectors[repeated] = vectors[first[inverse[repeated]]]
         return vectors, first[~found]
@@ -86,36 +78,6 @@ class Cache:
                 about[HASHES[suffix]] = sha256_file(temporary)
         write_json(self.folder / f"{name}.json", about)
 
-    def compact(self) -> None:
-        """Merge small shards when there are more than MAX_SHARDS of them; safe beside readers and writers.
-
-        The merged shard is whole on disk before the small ones go, each of them its .json first.
-        """
-        small = [(name, about) for name, about in self._shards() if about["rows"] < MERGED_ROWS // 2]
-        if len(small) <= MAX_SHARDS:
-            return
-        group, rows = [], 0
-        for name, about in small:
-            group.append((name, about))
-            rows += about["rows"]
-            if rows >= MERGED_ROWS:
-                self._merge(group)
-                group, rows = [], 0
-        self._merge(group)
-
-    def _merge(self, group: list[tuple[str, dict]]) -> None:
-        try:
-            parts = [(self._open(name, ".keys.npy", about), self._open(name, ".npy", about)) for name, about in group]
-        except FileNotFoundError:
-            return  # another process is merging these; it will do
-        if len(group) > 1:
-            keys, vectors = map(np.concatenate, zip(*parts, strict=True))
-            digests, first = np.unique(keys.view("S32").ravel(), return_index=True)
-            self.write(digests, vectors[first])
-            for suffix in (".json", *HASHES):
-                for name, _ in group:
-                    (self.folder / (name + suffix)).unlink(missing_ok=True)
-
     def _shards(self) -> list[tuple[str, dict]]:
         shards = []
         for path in sorted(self.folder.glob("shard-*.json")):
@@ -123,22 +85,15 @@ class Cache:
                 about = read_json(path)
                 shards.append((path.stem, {field: about[field] for field in ("rows", "dim", *HASHES.values())}))
             except (InputError, KeyError, TypeError) as error:
-                if path.exists():
-                    raise self._damaged(path.stem, ".json") from error
-                return self._shards()  # it was merged into another shard just now, which this list lacks
+                raise self._damaged(path.stem, ".json") from error
         return shards
 
     def _open(self, name: str, suffix: str, about: dict) -> np.ndarray:
-        """A checked, memory-mapped file of a shard; FileNotFoundError if the shard was merged into another just now."""
+        """A checked, memory-mapped file of a shard."""
         path = self.folder / (name + suffix)
-        try:
-            if sha256_file(path) != about[HASHES[suffix]]:
-                raise self._damaged(name, suffix)
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError as error:
-            if (self.folder / f"{name}.json").exists():
-                raise self._damaged(name, suffix) from error
-            raise
+        if not path.is_file() or sha256_file(path) != about[HASHES[suffix]]:
+            raise self._damaged(name, suffix)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def _damaged(self, name: str, suffix: str) -> InputError:
         return InputError(

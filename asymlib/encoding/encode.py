@@ -18,7 +18,7 @@ from asymlib.encoding.encoder import Encoder, EncoderConfig, find_encoder, find_
 from asymlib.errors import InputError
 
 CHUNK_TEXTS = 2_000  # texts tokenised at once
-SHARD_BATCHES = 16  # batches between two writes: what a kill can cost at most
+SHARD_BATCHES = 32  # batches between two writes: what a kill can cost at most
 CPU_TOKENS = 2_048  # tokens a batch, padding included, on a CPU: 512 to 2,048 measured fastest, 8,192 a fifth slower
 CUDA_TOKENS = 262_144  # the same on CUDA, where memory allows
 LINE = "{desc}: {n_fmt}/{total_fmt} texts, {rate_noinv_fmt}, {remaining} left\n"  # of a log
@@ -59,7 +59,6 @@ def encode_lists(
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")  # no TF32 or bfloat16 inside, so that a GPU agrees with a CPU
             _encode_missing(model, config.prompt, texts, digests, missing, cache, bar)
-        cache.compact()
         vectors, _ = cache.read(digests, dim)
     return np.split(vectors, np.cumsum([len(part) for part in lists])[:-1]), encoder
 
