@@ -54,68 +54,51 @@ def check(
     """
     halfway = first if halfway is None else halfway
     limits = limits or Limits()
-    epoch = float(now.get("epoch", math.nan))
-    found = []
-
-    def warn(rule: str, message: str, value: float, expected: str) -> None:
-        found.append(Finding(rule, message, float(value), expected, epoch))
-
+    found = []  # rule, message, value, expected
     cosine = now.get("similarity.positive.cosine")
     if cosine is not None and not limits.cosine_low <= cosine <= limits.cosine_high + 1e-6:
-        warn(
-            "positive-cosine",
-            f"positive cosine is {cosine:.2f}",
-            cosine,
-            f"within [{limits.cosine_low:g}, {limits.cosine_high:g}]",
-        )
+        expected = f"within [{limits.cosine_low:g}, {limits.cosine_high:g}]"
+        found.append(("positive-cosine", f"positive cosine is {cosine:.2f}", cosine, expected))
     for side in ("query", "document"):
         name = f"std.{side}"
         if name in now and name in first and now[name] > limits.std_growth * first[name] > 0:
             growth = now[name] / first[name]
-            warn(
-                f"std-{side}-growing",
-                f"{side} std grew {growth:.2f} times to {now[name]:.3g}",
-                growth,
-                f"at most {limits.std_growth:g} times",
-            )
+            message = f"{side} std grew {growth:.2f} times to {now[name]:.3g}"
+            found.append((f"std-{side}-growing", message, growth, f"at most {limits.std_growth:g} times"))
     known = all(name in now and name in halfway for name in GROWTH)
     if known and now["similarity.positive.dot"] > 0 and halfway["similarity.positive.dot"] > 0:
         growth = math.sqrt(math.prod(now[name] / halfway[name] for name in GROWTH[:2]))
         grown = attribution(halfway, now)
         # length >= share x total, not length / total >= share: it also holds where the angle lost more than length gained
         if growth > limits.length_growth and grown["total"] - grown["angle"] >= limits.length_share * grown["total"]:
-            share = f"carry {grown['length_share']:.0%} of the logit's growth"
-            warn("length-without-angle", f"lengths grew {growth:.2f} times and {share if grown['total'] > 0 else 'the angle fell'}",
-                 growth, f"at most {limits.length_growth:g} times, or the angle moving too")  # fmt: skip
-    if "accuracy" in now and now["accuracy"] < limits.accuracy:
-        warn(
-            "accuracy",
-            f"in-batch accuracy is {now['accuracy']:.0%}",
-            now["accuracy"],
-            f"at least {limits.accuracy:.0%}",
-        )
-    if lowest_loss is not None and now.get("loss.contrastive", 0.0) > lowest_loss * (1 + limits.loss_rise):
-        loss = now["loss.contrastive"]
-        warn(
-            "loss-rising",
-            f"contrastive loss {loss:.3f} is above its lowest, {lowest_loss:.3f}",
-            loss,
-            "a falling loss",
-        )
-    return found
+            share = (
+                f"carry {grown['length_share']:.0%} of the logit's growth" if grown["total"] > 0 else "the angle fell"
+            )
+            expected = f"at most {limits.length_growth:g} times, or the angle moving too"
+            found.append(("length-without-angle", f"lengths grew {growth:.2f} times and {share}", growth, expected))
+    accuracy = now.get("accuracy")
+    if accuracy is not None and accuracy < limits.accuracy:
+        message = f"in-batch accuracy is {accuracy:.0%}"
+        found.append(("accuracy", message, accuracy, f"at least {limits.accuracy:.0%}"))
+    loss = now.get("loss.contrastive", 0.0)
+    if lowest_loss is not None and loss > lowest_loss * (1 + limits.loss_rise):
+        message = f"contrastive loss {loss:.3f} is above its lowest, {lowest_loss:.3f}"
+        found.append(("loss-rising", message, loss, "a falling loss"))
+    epoch = float(now.get("epoch", math.nan))
+    return [Finding(rule, message, float(value), expected, epoch) for rule, message, value, expected in found]
 
 
-def check_history(history: pd.DataFrame, split: str = "validation", limits: Limits | None = None) -> pd.DataFrame:
-    """Warnings for every run and epoch of a history: system, seed, epoch, rule, message, value, expected.
+def check_history(history: pd.DataFrame) -> pd.DataFrame:
+    """Warnings for every run and epoch of a history's validation rows: system, seed, epoch, rule, message, value, expected.
 
     The first row of a run is what growth is measured against; it is judged itself for everything but growth.
     """
     rows = []
-    for (system, seed), run in wide(history, split).groupby(["system", "seed"], sort=False):
+    for (system, seed), run in wide(history, "validation").groupby(["system", "seed"], sort=False):
         run = run.sort_values("step")
-        lowest = run["loss.contrastive"].cummin().shift(1)
+        lowest = run["loss.contrastive"].cummin().shift(1)  # nan for the first row: no loss is above it
         for i, low in enumerate(lowest):
-            for warning in check(run.iloc[0], run.iloc[i], run.iloc[i // 2], None if math.isnan(low) else low, limits):
+            for warning in check(run.iloc[0], run.iloc[i], run.iloc[i // 2], low):
                 rows.append({"system": system, "seed": seed, **vars(warning)})
     return pd.DataFrame(rows, columns=["system", "seed", "epoch", "rule", "message", "value", "expected"])
 
@@ -125,16 +108,10 @@ def rules_in_training(warnings: pd.DataFrame, seeds: int) -> dict[str, list[str]
 
     warnings: as check_history() returns them. seeds: runs a system. A system without such a rule has no entry.
     """
-    keys = ["system", "seed", "rule"]
-    at_start = set(warnings.loc[warnings["epoch"] == 0, keys].itertuples(index=False, name=None))
-    later = warnings.loc[warnings["epoch"] > 0, keys].drop_duplicates()
-    new = later[[row not in at_start for row in later.itertuples(index=False, name=None)]]
-    counts = new.groupby(["system", "rule"])["seed"].nunique()
-    rules: dict[str, list[str]] = {}
-    for (system, rule), count in counts.items():
-        if count > seeds / 2:
-            rules.setdefault(system, []).append(rule)
-    return rules
+    first = warnings.groupby(["system", "seed", "rule"])["epoch"].min()
+    counts = first[first > 0].groupby(["system", "rule"]).size()
+    often = counts[counts > seeds / 2].reset_index()
+    return often.groupby("system")["rule"].agg(list).to_dict()
 
 
 class Alarm:
@@ -163,19 +140,20 @@ class Alarm:
     def __call__(self, q: Tensor, d: Tensor) -> list[Finding]:
         """q, d: (B, D), B >= 2. Returns the warnings that are new with this batch."""
         if q.shape != d.shape or q.ndim != 2 or len(q) < 2:
-            raise InputError(
-                f"alarm: q has shape {tuple(q.shape)}, d {tuple(d.shape)}; expected two equal (B, D) with B >= 2"
-            )
+            shapes = f"q has shape {tuple(q.shape)}, d {tuple(d.shape)}"
+            raise InputError(f"alarm: {shapes}; expected two equal (B, D) with B >= 2")
         q, d = q.detach().float()[None, None], d.detach().float()[None, None]
         scores = losses.score_matrix(q, d, self.similarity)
-        rows = statistics(
-            q, d, scores, torch.zeros_like(scores, dtype=torch.bool), torch.tensor([self.temperature], device=q.device)
+        same, temperature = (
+            torch.zeros_like(scores, dtype=torch.bool),
+            torch.tensor([self.temperature], device=q.device),
         )
+        rows = statistics(q, d, scores, same, temperature)
         now = pd.Series({name: float(value[0]) for name, value in rows.items()} | {"epoch": float(len(self._past))})
         self._first = now if self._first is None else self._first
         self._past.append(tuple(now[name] for name in GROWTH))
         halfway = pd.Series(self._past[(len(self._past) - 1) // 2], index=GROWTH)
-        found = {warning.rule: warning for warning in check(self._first, now, halfway, None, self.limits)}
+        found = {warning.rule: warning for warning in check(self._first, now, halfway, limits=self.limits)}
         self._counts = {rule: self._counts.get(rule, 0) + 1 for rule in found}
         new = [found[rule] for rule in found if self._counts[rule] >= self.hold and rule not in self._spoken]
         self._spoken |= {warning.rule for warning in new}

@@ -50,10 +50,8 @@ def load_runs(folder: str | Path, **expected: Any) -> tuple[list[TrainedRun], di
             f"{config_path}: expected the fields recipe, runs and sha256, which save_runs writes; train again"
         )
     for name, value in expected.items():
-        if config.get(name) != value:
-            raise InputError(
-                f"{config_path}: trained with {name} {config.get(name)!r}, but {value!r} is in use now; train again"
-            )
+        if (found := config.get(name)) != value:
+            raise InputError(f"{config_path}: trained with {name} {found!r}, but {value!r} is in use now; train again")
     if not path.exists():
         raise InputError(f"{path}: no such file, though config.json beside it describes it; train again")
     data = path.read_bytes()

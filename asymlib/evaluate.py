@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-import torch
 
 from asymlib.errors import InputError
 from asymlib.exact_search import top_k
@@ -110,13 +109,11 @@ class Qrels:
     def scores(self, rows: np.ndarray, metrics: Sequence[str] = METRICS) -> dict[str, np.ndarray]:
         """rows: (Q, k) of top_k with k at least the largest of the metrics (or all documents). Returns metric -> (Q,)."""
         grades = self.grades(rows)
-        relevant, found = grades >= self.relevant_from, {}
+        relevant, depth, found = grades >= self.relevant_from, rows.shape[1], {}
         for metric in metrics:
             name, k = parse_metric(metric)
-            if k > rows.shape[1] < self.n_docs:
-                raise InputError(
-                    f"metric {metric!r}: the ranking holds {rows.shape[1]} documents, expected at least {k}"
-                )
+            if k > depth < self.n_docs:
+                raise InputError(f"metric {metric!r}: the ranking holds {depth} documents, expected at least {k}")
             if name == "ndcg":
                 found[metric] = ndcg(grades, self.ideal, k)
             elif name == "mrr":
@@ -179,7 +176,6 @@ def rank(
     trained_with: str | None,
     k: int = 100,
     allow_other_similarity: bool = False,
-    device: str | torch.device | None = None,
 ) -> Ranking:
     """The first k documents of every query, or all of them if there are fewer.
 
@@ -197,7 +193,7 @@ def rank(
         if len(vectors) != expected:
             raise InputError(f"{qrels.name}: {len(vectors)} {side} given, expected {expected}, one for each id")
     k = min(k, qrels.n_docs)
-    scores, rows = top_k(queries, documents, k, similarity, qrels.tie_rank, qrels.exclude, device=device)
+    scores, rows = top_k(queries, documents, k, similarity, qrels.tie_rank, qrels.exclude)
     return Ranking(qrels, rows, scores, np.linalg.norm(documents.astype(np.float64), axis=1))
 
 

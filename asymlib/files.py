@@ -72,8 +72,7 @@ def project_path(*parts: str) -> Path:
 
     A notebook that JupyterLab starts in notebooks/ and one that a job starts elsewhere find data/ and figures/ alike.
     """
-    home = os.environ.get("ASYMLIB_HOME")
-    return Path(home).joinpath(*parts) if home else Path(__file__).resolve().parent.parent.joinpath(*parts)
+    return Path(os.environ.get("ASYMLIB_HOME") or Path(__file__).resolve().parent.parent).joinpath(*parts)
 
 
 def safe_name(value: str, field: str) -> str:

@@ -25,15 +25,6 @@ SIDES = ("both", "query", "document", "shared")
 Parameters = dict[str, Tensor]
 
 
-def check_head(head: str, start: str, sides: str) -> None:
-    """Refuse a head, start or side that does not exist, or a deep head asked to start as the identity."""
-    for value, valid, field in ((head, HEADS, "head"), (start, STARTS, "start"), (sides, SIDES, "sides")):
-        if value not in valid:
-            raise InputError(f"{field}: {value!r} is unknown, expected one of {', '.join(valid)}")
-    if head == "deep" and start == "identity":
-        raise InputError("start: a 'deep' head cannot start as the identity, its layers are nonlinear; use 'residual'")
-
-
 def _start_head(head: str, start: str, dim: int, generator: torch.Generator) -> Parameters:
     """Parameters of one head for one run.
 
@@ -67,7 +58,6 @@ def start_heads(head: str, start: str, sides: str, dim: int, seed: int, predicto
         'shared' (one head for both sides). The predictor is linear and starts as the identity: it maps a query's
         embedding to its document's and is used by the prediction term alone, never in evaluation.
     """
-    check_head(head, start, sides)
     generator = torch.Generator().manual_seed(seed)
     parameters: Parameters = {}
     for side in ("query", "document") if sides == "both" else (sides,):

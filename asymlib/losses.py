@@ -75,10 +75,6 @@ def info_nce(scores: Tensor, temperature: Tensor | float, same: Tensor | None = 
     return (torch.logsumexp(logits, -1) - logits.diagonal(dim1=-2, dim2=-1)).mean(-1)
 
 
-def _off_diagonal(batch: int, like: Tensor) -> Tensor:
-    return ~torch.eye(batch, dtype=torch.bool, device=like.device)
-
-
 def cosine_isotropy(z: Tensor) -> Tensor:
     """Mean squared cosine between different rows: 0 when all are orthogonal, 1 when all are parallel.
 
@@ -88,7 +84,7 @@ def cosine_isotropy(z: Tensor) -> Tensor:
     """
     unit = normalize(z)
     batch = z.shape[-2]
-    squares = (unit @ unit.mT).square() * _off_diagonal(batch, z)
+    squares = (unit @ unit.mT).square() * ~torch.eye(batch, dtype=torch.bool, device=z.device)
     return squares.sum((-2, -1)) / (batch * (batch - 1))
 
 
@@ -128,8 +124,9 @@ def uniformity(z: Tensor) -> Tensor:
     """
     batch = z.shape[-2]
     distance = z.square().sum(-1).unsqueeze(-1) + z.square().sum(-1).unsqueeze(-2) - 2 * (z @ z.mT)
-    off = _off_diagonal(batch, z)
-    return torch.logsumexp((-2 * distance).masked_fill(~off, -math.inf).flatten(-2), -1) - math.log(batch * (batch - 1))
+    diagonal = torch.eye(batch, dtype=torch.bool, device=z.device)
+    potential = (-2 * distance).masked_fill(diagonal, -math.inf)
+    return torch.logsumexp(potential.flatten(-2), -1) - math.log(batch * (batch - 1))
 
 
 def alignment(q: Tensor, d: Tensor) -> Tensor:

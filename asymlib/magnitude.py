@@ -1,8 +1,4 @@
-"""Length and angle: every statistic of a training run as long-format rows, and the attribution of growth.
-
-Rows first, plots later: Recorder collects what train.train shows it, attribution() splits a logit's growth into query
-length, document length and angle.
-"""
+"""Length and angle: every statistic of a training run as long-format rows, and the attribution of growth."""
 
 import math
 
@@ -17,16 +13,11 @@ from asymlib.train import Snapshot
 
 HISTORY_COLUMNS = ("system", "seed", "step", "epoch", "split", "name", "value")
 
-# The log of the case's failed run, as its team printed it (train / validation); d = 768, tau = 0.05.
+# The training log of the case's failed run, as its team printed it; d = 768, tau = 0.05.
 CASE_LOG = pd.DataFrame(
-    [
-        (1, "train", 32.25, -0.50, 0.067, 0.059),
-        (2, "train", 88.00, -0.52, 0.109, 0.096), (3, "train", 163.60, 0.55, 0.146, 0.129),
-        (1, "validation", 64.65, 0.32, np.nan, np.nan), (2, "validation", 134.36, -0.10, np.nan, np.nan),
-        (3, "validation", 228.52, 1.24, np.nan, np.nan),
-    ],
-    columns=["epoch", "split", "similarity.positive.logit", "similarity.negative.logit", "std.query", "std.document"],
-)  # fmt: skip
+    [(1, 32.25, 0.067, 0.059), (2, 88.00, 0.109, 0.096), (3, 163.60, 0.146, 0.129)],
+    columns=["epoch", "similarity.positive.dot", "std.query", "std.document"],
+)
 CASE_DIMENSION, CASE_TEMPERATURE = 768, 0.05
 
 
@@ -97,13 +88,11 @@ def statistics(
     tau / (|q||d|) over positives: the temperature that a cosine with these lengths in the numerator would have.
     """
     batch, dim = q.shape[-2:]
-    diagonal = torch.eye(batch, dtype=torch.bool, device=q.device)
-    negative = ~diagonal & ~same
+    negative = ~(torch.eye(batch, dtype=torch.bool, device=q.device) | same)
     count = negative.sum((-3, -2, -1)).clamp_min(1)
-    cosine = losses.score_matrix(q, d, "cosine")
     tau = temperature[:, None, None, None]
     rows = {}
-    for unit, values in (("logit", scores / tau), ("cosine", cosine)):
+    for unit, values in (("logit", scores / tau), ("cosine", losses.score_matrix(q, d, "cosine"))):
         rows[f"similarity.positive.{unit}"] = values.diagonal(dim1=-2, dim2=-1).mean((-2, -1))
         rows[f"similarity.negative.{unit}"] = torch.where(negative, values, 0.0).sum((-3, -2, -1)) / count
     dot = (q * d).sum(-1) / temperature[:, None, None]
@@ -170,18 +159,20 @@ def wide(history: pd.DataFrame, split: str) -> pd.DataFrame:
     return part.pivot(index=keys, columns="name", values="value").reset_index().rename_axis(columns=None)
 
 
-def attribution(start: pd.Series, end: pd.Series, logit: str = "similarity.positive.dot") -> dict[str, float]:
+def attribution(start: pd.Series, end: pd.Series) -> dict[str, float]:
     """Split the growth of the mean positive logit into query length, document length and angle.
 
         log(S1/S0) = log(Q1/Q0) + log(D1/D0) + log(C1/C0),   C = S tau / (Q D)
 
     S: mean of q.d/tau over positives; Q, D: mean lengths; C: the length-weighted mean cosine, which makes the sum exact.
-    start, end: rows with `logit`, length.query.mean, length.document.mean (tau cancels). Returns natural logs 'query',
-    'document', 'angle', 'total', and 'length_share' = (query + document) / total. Needs S > 0 on both sides.
+    start, end: rows with similarity.positive.dot, length.query.mean, length.document.mean (tau cancels). Returns natural logs
+    'query', 'document', 'angle', 'total', and 'length_share' = (query + document) / total. Needs S > 0 on both sides.
     """
-    s0, s1 = float(start[logit]), float(end[logit])
+    s0, s1 = float(start["similarity.positive.dot"]), float(end["similarity.positive.dot"])
     if not (s0 > 0 and s1 > 0):
-        raise InputError(f"attribution: {logit} is {s0:.3g} then {s1:.3g}; its logarithm needs both above 0")
+        raise InputError(
+            f"attribution: similarity.positive.dot is {s0:.3g} then {s1:.3g}; its logarithm needs both above 0"
+        )
     query = math.log(end["length.query.mean"] / start["length.query.mean"])
     document = math.log(end["length.document.mean"] / start["length.document.mean"])
     total = math.log(s1 / s0)
@@ -189,22 +180,20 @@ def attribution(start: pd.Series, end: pd.Series, logit: str = "similarity.posit
     return {**parts, "length_share": (query + document) / total if total else math.nan}
 
 
-def attribute_history(history: pd.DataFrame, split: str = "validation", since: float = 1.0) -> pd.DataFrame:
-    """attribution() from each run's first row at or after epoch `since` to its last row of `split`: one row a (system, seed).
+def attribute_history(history: pd.DataFrame, since: float = 1.0) -> pd.DataFrame:
+    """attribution() from each run's first validation row at or after epoch `since` to its last: one row a (system, seed).
 
     since: 1, as in the case's log, whose first line is epoch 1: a random head starts with positive cosines near 0, and its
     first epoch is mostly angle. 0 counts from the untrained start. nan where a logit is not above 0.
     """
     rows = []
-    for (system, seed), run in wide(history, split).groupby(["system", "seed"], sort=False):
+    for (system, seed), run in wide(history, "validation").groupby(["system", "seed"], sort=False):
         run = run.sort_values("step")
         run = run[run["epoch"] >= since] if (run["epoch"] >= since).any() else run
-        if run["similarity.positive.dot"].iloc[[0, -1]].gt(0).all():
-            rows.append({"system": system, "seed": seed, **attribution(run.iloc[0], run.iloc[-1])})
-        else:
-            empty = dict.fromkeys(("query", "document", "angle", "total", "length_share"), math.nan)
-            rows.append({"system": system, "seed": seed, **empty})
-    return pd.DataFrame(rows)
+        known = run["similarity.positive.dot"].iloc[[0, -1]].gt(0).all()
+        parts = attribution(run.iloc[0], run.iloc[-1]) if known else {}
+        rows.append({"system": system, "seed": seed, **parts})
+    return pd.DataFrame(rows, columns=["system", "seed", "query", "document", "angle", "total", "length_share"])
 
 
 def case_arithmetic() -> pd.DataFrame:
@@ -214,17 +203,16 @@ def case_arithmetic() -> pd.DataFrame:
 
     One row an epoch: lengths, implied cosine, and the logs of growth since epoch 1. Assumes mean embeddings near zero.
     """
-    log = CASE_LOG[CASE_LOG["split"] == "train"].copy()
-    log["similarity.positive.dot"] = log["similarity.positive.logit"]
+    log = CASE_LOG.copy()
     for side in ("query", "document"):
         log[f"length.{side}.mean"] = log[f"std.{side}"] * math.sqrt(CASE_DIMENSION)
     rows = []
     for _, row in log.iterrows():
         product = row["length.query.mean"] * row["length.document.mean"]
         grown = attribution(log.iloc[0], row)
-        rows.append({"epoch": int(row["epoch"]), "positive_logit": row["similarity.positive.logit"],
+        rows.append({"epoch": int(row["epoch"]), "positive_logit": row["similarity.positive.dot"],
                      "query_length": row["length.query.mean"], "document_length": row["length.document.mean"],
-                     "implied_cosine": row["similarity.positive.logit"] * CASE_TEMPERATURE / product, **grown})  # fmt: skip
+                     "implied_cosine": row["similarity.positive.dot"] * CASE_TEMPERATURE / product, **grown})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -240,9 +228,8 @@ def rates_by_length(length: np.ndarray, found: np.ndarray, relevant: np.ndarray,
     group[np.argsort(length, kind="stable")] = np.arange(len(length)) * groups // len(length)
     times = np.bincount(found[found >= 0], minlength=len(length))
     rows = []
-    for part in (group == g for g in range(groups)):
+    for g in range(groups):
+        part = group == g
         retrieved, answers = times[part].sum() / times.sum(), relevant[part].sum() / relevant.sum()
-        rows.append((length[part].mean(), retrieved / part.mean(), answers / part.mean()))
-    table = pd.DataFrame(rows, columns=["length", "retrieved_rate", "relevant_rate"])
-    table.insert(0, "length_decile", range(1, groups + 1))
-    return table
+        rows.append((g + 1, length[part].mean(), retrieved / part.mean(), answers / part.mean()))
+    return pd.DataFrame(rows, columns=["length_decile", "length", "retrieved_rate", "relevant_rate"])

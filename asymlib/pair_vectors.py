@@ -1,6 +1,6 @@
 """Pairs as tensors: frozen embeddings with what is known to be positive, and hard negatives mined from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -20,8 +20,7 @@ class PairVectors:
     queries, documents: (N, D) float32. passage: (N,) int64, equal where two rows have the same document text.
     query: (N,) int64, equal where two rows have the same query text; None: all texts differ.
     known: (P,) int64, the distinct (query, passage) pairs in order, each as one integer; None without `query`.
-    documents and passage may be longer than queries (see with_corpus): what comes after row N belongs to no pair and can
-    only be mined.
+    documents and passage may be longer than queries: with_corpus adds what belongs to no pair and can only be mined.
     """
 
     queries: Tensor
@@ -59,14 +58,11 @@ class PairVectors:
         """
         if self.query is None or documents.shape != (len(passage), self.queries.shape[1]):
             raise InputError(f"pairs: expected query numbers and {len(passage)} documents, found {documents.shape}")
+        all_documents = torch.cat([self.documents, _float32(documents)])
+        all_passages = torch.cat([self.passage, torch.from_numpy(np.array(passage, dtype=np.int64))])
         more = torch.from_numpy(np.array(known, dtype=np.int64)).reshape(-1, 2)
-        return PairVectors(
-            self.queries,
-            torch.cat([self.documents, _float32(documents)]),
-            torch.cat([self.passage, torch.from_numpy(np.array(passage, dtype=np.int64))]),
-            self.query,
-            torch.cat([self.known, _joined(more[:, 0], more[:, 1])]).unique(),
-        )
+        all_known = torch.cat([self.known, _joined(more[:, 0], more[:, 1])]).unique()
+        return replace(self, documents=all_documents, passage=all_passages, known=all_known)
 
     def first(self, count: int) -> "PairVectors":
         """The first `count` pairs; a document that a later pair calls positive stays known as such."""
@@ -126,16 +122,11 @@ def mine(training: PairVectors, count: int, margin: float = MARGIN, chunk: int =
         cosine = queries @ candidates.T
         cosine.masked_fill_(cosine > own + (margin - 1) * own.abs().clamp_min(losses.TINY), -torch.inf)
         # Positives are looked up only where they would be taken: as many more as a query of this chunk has positives.
-        more = min(count + _most_positives(training, rows), len(place))
-        best = cosine.topk(more, dim=1)
+        most = 1 if training.query is None else int(torch.bincount(training.known >> 32)[training.query[rows]].max())
+        best = cosine.topk(min(count + most, len(place)), dim=1)
         taken = place[best.indices]
         out = torch.isneginf(best.values)
         out |= training.positive(rows.unsqueeze(1), taken).squeeze(1)  # each query against its own candidates
         order = out.to(torch.uint8).sort(dim=1, stable=True).indices[:, :count]
         found[rows, : order.shape[1]] = torch.where(out.gather(1, order), -1, taken.gather(1, order))
     return found
-
-
-def _most_positives(training: PairVectors, rows: Tensor) -> int:
-    """The largest number of distinct positives that the query of any of these pairs has."""
-    return 1 if training.query is None else int(torch.bincount(training.known >> 32)[training.query[rows]].max())

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from asymlib.errors import InputError
 from asymlib.files import safe_name
-from asymlib.heads import HEADS, SIDES, STARTS, check_head
+from asymlib.heads import HEADS, SIDES, STARTS
 from asymlib.losses import ISOTROPY, SIMILARITIES
 
 
@@ -43,7 +43,10 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         safe_name(self.name, "name")
-        check_head(self.head, self.start, self.sides)
+        if self.head == "deep" and self.start == "identity":
+            raise InputError(
+                "start: a 'deep' head cannot start as the identity, its layers are nonlinear; use 'residual'"
+            )
         if self.trained and self.whitening > 0:
             raise InputError(f"whitening = {self.whitening} with a trained head, expected head 'none'")
         return self

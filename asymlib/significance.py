@@ -86,31 +86,21 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def bootstrap_interval(
-    values: np.ndarray,
-    strata: np.ndarray | None = None,
-    baseline: np.ndarray | None = None,
-    n: int = 2_000,
-    seed: int = 0,
-    level: float = 0.95,
+    values: np.ndarray, strata: np.ndarray | None = None, n: int = 2_000, seed: int = 0, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval of a mean score over both its seeds and its queries, by two-level resampling.
 
     Each of n times S seeds are drawn with replacement, and, independently, as many queries of each stratum as it has; the
     statistic is the mean over strata of the mean over the drawn seeds and queries.
 
-    values: (S, Q), or (M, S, Q) for M systems that share the draws. strata: (Q,) labels, None: one stratum. baseline: (Q,),
-    then the interval is that of the difference values - baseline, paired by query. level: in (0, 1).
-    Returns (low, high), each () or (M,). With one seed only queries vary. With few seeds it is too narrow by about
-    sqrt((S - 1) / S) in the seeds' share, as any bootstrap is. Efron 1979; for clusters Davison & Hinkley 1997, section 3.8.
+    values: (S, Q), or (M, S, Q) for M systems that share the draws; scores, or their differences from another system's, paired
+    by query. strata: (Q,) labels, None: one stratum. level: in (0, 1). Returns (low, high), each () or (M,). With one seed only
+    queries vary. With few seeds it is too narrow by about sqrt((S - 1) / S) in the seeds' share, as any bootstrap is.
+    Efron 1979; for clusters Davison & Hinkley 1997, section 3.8.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim not in (2, 3) or 0 in values.shape or not np.isfinite(values).all():
         raise InputError(f"bootstrap: expected finite scores (seeds, queries), not {values.shape}")
-    if baseline is not None:
-        baseline = np.asarray(baseline, dtype=np.float64)
-        if baseline.shape != values.shape[-1:] or not np.isfinite(baseline).all():
-            raise InputError(f"baseline: expected {values.shape[-1]} finite scores, one for each query")
-        values = values - baseline
     n_seeds, n_queries = values.shape[-2:]
     label = _labels(strata, n_queries)
     rng = np.random.default_rng(seed)
@@ -136,17 +126,11 @@ def _labels(strata: np.ndarray | None, n_queries: int) -> np.ndarray:
     return np.unique(strata, return_inverse=True)[1]
 
 
-PER_QUERY = ["track", "system", "seed", "dataset", "query_id", "metric", "value"]
 LINE = ["track", "system", "dataset", "metric"]
 
 
 def against_baseline(
-    per_query: pd.DataFrame,
-    baseline: str = "baseline",
-    n_flips: int = FLIPS,
-    n_draws: int = 2_000,
-    seed: int = 0,
-    level: float = 0.95,
+    per_query: pd.DataFrame, baseline: str = "baseline", n_flips: int = FLIPS, n_draws: int = 2_000, seed: int = 0
 ) -> pd.DataFrame:
     """The table of systems: a row for each (track, system, dataset, metric) and for the dataset `average`.
 
@@ -170,7 +154,7 @@ def against_baseline(
         raise InputError("per-query scores: no data set may be called 'average', the name of the mean over data sets")
     rows = []
     for track in per_query["track"].unique():
-        rows += _of_track(_aligned(per_query, track, baseline), track, baseline, n_flips, (n_draws, seed, level))
+        rows += _of_track(_aligned(per_query, track, baseline), track, baseline, n_flips, (n_draws, seed))
     result = pd.DataFrame(rows).merge(per_query[["track", "system"]].drop_duplicates())  # without a borrowed baseline
     result["p_value"] = result.groupby("metric")["p_raw"].transform(lambda p: holm(p.to_numpy()))
     place = {c: {value: i for i, value in enumerate(per_query[c].unique())} for c in LINE}
@@ -179,7 +163,7 @@ def against_baseline(
 
 
 def _of_track(table: pd.DataFrame, track: str, baseline: str, n_flips: int, draws: tuple) -> list[dict]:
-    """The rows of one track, before Holm's correction. table: of _aligned; draws: n, seed, level of the bootstrap."""
+    """The rows of one track, before Holm's correction. table: of _aligned; draws: n and seed of the bootstrap."""
     strata = table.columns.get_level_values("dataset").to_numpy()
     label, names = _labels(strata, len(strata)), [*np.unique(strata), "average"]
     values = {line: part.to_numpy() for line, part in table.groupby(level=["system", "metric"], sort=False)}  # (S, Q)
@@ -215,12 +199,12 @@ def _means(values: np.ndarray, label: np.ndarray) -> np.ndarray:
     return np.mean([values[:, label == stratum].mean(1) for stratum in np.unique(label)], axis=0)
 
 
-def _intervals(values: dict, strata: np.ndarray, n: int, seed: int, level: float) -> dict:
+def _intervals(values: dict, strata: np.ndarray, n: int, seed: int) -> dict:
     """bootstrap_interval of every line of values, (S, Q) each; lines with the same number of seeds share the draws."""
     found = {}
     for n_seeds in {len(v) for v in values.values()}:
         lines = [line for line, v in values.items() if len(v) == n_seeds]
-        low, high = bootstrap_interval(np.stack([values[line] for line in lines]), strata, None, n, seed, level)
+        low, high = bootstrap_interval(np.stack([values[line] for line in lines]), strata, n, seed)
         found.update(zip(lines, zip(low, high, strict=True), strict=True))
     return found
 
@@ -249,10 +233,10 @@ def _aligned(per_query: pd.DataFrame, track: str, baseline: str) -> pd.DataFrame
 def contrast(per_query: pd.DataFrame, a: str, b: str, track: str = "zero-shot", metric: str = METRIC) -> dict:
     """Two systems of one track against each other, on the same queries.
 
-    per_query: columns track, system, seed, dataset, query_id, metric, value. Scores are averaged over seeds; the means and the
-    test give every collection the same weight. Returns mean_a, mean_b, difference (a - b), p_value (paired
-    randomisation test, not corrected for other contrasts), difference_low, difference_high (bootstrap_interval over seeds
-    and queries; seeds are paired too where both have the same number, or one of them has one, else those of b are averaged).
+    per_query: as for against_baseline. Scores are averaged over seeds; the means and the test give every collection the same
+    weight. Returns mean_a, mean_b, difference (a - b), p_value (paired_randomization_test, not corrected for other
+    contrasts), difference_low, difference_high (bootstrap_interval over seeds and queries; seeds are paired too where both
+    have the same number, or one of them has one, else those of b are averaged).
     """
     part = per_query[(per_query["track"] == track) & (per_query["metric"] == metric)]
     if missing := {a, b} - set(part["system"]):
@@ -290,9 +274,7 @@ def variance_split(table: pd.DataFrame, factors: Sequence[str], value: str) -> p
     for count in range(1, len(factors) + 1):
         for chosen in itertools.combinations(factors, count):
             below = sum(effect for terms, effect in effects.items() if set(terms) < set(chosen))
-            effects[chosen] = table.groupby(list(chosen))[value].transform("mean") - below
-        for chosen in itertools.combinations(factors, count):
-            effect = effects[chosen]
+            effect = effects[chosen] = table.groupby(list(chosen))[value].transform("mean") - below
             share = float((effect**2).sum()) / total if total else math.nan
             rows.append({"term": " x ".join(chosen), "share": share, "range": effect.max() - effect.min()})
     rest = y - sum(effects.values())

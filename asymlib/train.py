@@ -43,9 +43,8 @@ class Snapshot:
 
 LARGEST = 1e12  # of a parameter; far below what scores in float32 can hold, far above what training needs
 Observer = Callable[[Snapshot], None]
-Forward = tuple[
-    Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]
-]  # query, document, scores, same, losses of a Snapshot
+# query, document, scores, same, losses of a Snapshot
+Forward = tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]
 
 
 @dataclass

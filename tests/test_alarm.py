@@ -33,12 +33,11 @@ def long(rows: list[pd.Series], system: str = "x", seed: int = 0, split: str = "
 
 
 def test_the_alarm_raises_the_cases_own_failure():
-    log = magnitude.CASE_LOG[magnitude.CASE_LOG["split"] == "train"]
     table = magnitude.case_arithmetic().set_index("epoch")
     rows = {
         epoch: row(r["positive_logit"], r["query_length"], r["document_length"], epoch=float(epoch),
                    **{"std.query": s["std.query"], "std.document": s["std.document"]})
-        for (epoch, r), (_, s) in zip(table.iterrows(), log.iterrows(), strict=True)
+        for (epoch, r), (_, s) in zip(table.iterrows(), magnitude.CASE_LOG.iterrows(), strict=True)
     }  # fmt: skip
     found = {finding.rule: finding for finding in check(rows[1], rows[3], rows[2])}
     assert set(found) == {"std-query-growing", "std-document-growing", "length-without-angle"}
@@ -241,3 +240,4 @@ def test_rules_in_training_are_those_that_most_seeds_raise_and_no_start_had():
     warnings = pd.DataFrame(rows, columns=["system", "seed", "epoch", "rule"])
     assert rules_in_training(warnings, seeds=3) == {"x": ["accuracy"]}
     assert rules_in_training(warnings, seeds=5) == {}
+    assert rules_in_training(warnings[:0], seeds=3) == {}

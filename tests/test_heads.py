@@ -83,20 +83,6 @@ def test_sides_decide_which_parameters_exist():
     assert not torch.equal(both["query.weight"], both["document.weight"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("mlp", "random", "both"), r"head: 'mlp' is unknown, expected one of none, linear, residual, deep"),
-        (("linear", "zero", "both"), r"start: 'zero' is unknown, expected one of random, identity"),
-        (("linear", "random", "left"), r"sides: 'left' is unknown, expected one of both, query, document, shared"),
-        (("deep", "identity", "both"), r"cannot start as the identity, .*; use 'residual'"),
-    ],
-)
-def test_unknown_names_are_refused_and_the_valid_ones_are_named(arguments, message):
-    with pytest.raises(InputError, match=message):
-        heads.start_heads(*arguments, DIM, 0)
-
-
 def test_a_misspelt_side_is_refused_instead_of_passing_the_input_through():
     parameters = heads.start_heads("linear", "random", "both", DIM, 0)
     with pytest.raises(InputError, match="side: 'documents' is unknown, expected query, document or predictor"):

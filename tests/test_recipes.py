@@ -101,7 +101,7 @@ def test_a_wrong_value_is_refused_naming_recipe_field_value_and_what_was_expecte
     [
         (
             {"name": "mine", "head": "deep", "start": "identity"},
-            "recipe 'mine': start: .* cannot start as the identity",
+            "recipe 'mine': start: .* cannot start as the identity, .*; use 'residual'",
         ),
         (
             {"name": "mine", "whitening": 0.1},

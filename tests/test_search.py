@@ -89,9 +89,6 @@ def test_the_own_pool_counts_as_much_as_all_transfer_collections_together():
     ndcg, percent = criterion.score(swapped(0, 2))  # now own and t1 are lost to the tie, t2 is won
     assert ndcg == pytest.approx(0.75 * low + 0.25)
     assert percent == pytest.approx(100 * (0.75 * (low - 1) + 0.25 * (1 / low - 1)))
-    for wrong in ([], transfer, [own, own]):
-        with pytest.raises(InputError, match="expected one validation set of part 'own'"):
-            search.Criterion(wrong)
 
 
 def noisy_pairs(name: str, n: int, seed: int) -> Pairs:

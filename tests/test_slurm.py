@@ -26,7 +26,8 @@ def slurm():
         )
     if os.path.exists("/etc/slurm/slurm.conf"):
         pytest.skip("this machine has a Slurm of its own")
-    folder = Path(tempfile.mkdtemp(prefix="asymlib-slurm-"))  # not pytest's own, which munge's user may not enter
+    folder = Path(tempfile.mkdtemp(prefix="asymlib-slurm-"))
+    folder.chmod(0o711)  # unlike pytest's own folders: munge's user must enter
     try:
         environment = os.environ | {"GPUS": "2"}
         subprocess.run(["sh", ROOT / "tests/slurm-start.sh", folder / "slurm"], env=environment, check=True, timeout=90)

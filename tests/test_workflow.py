@@ -212,7 +212,7 @@ def test_only_what_a_change_reaches_runs_again_and_the_dry_run_says_why(home):
     assert run(home)[2] == {"02-a", "02-b"}  # they write the same bytes, so nothing else
     (home / "asymlib/room/heads.py").write_text("X = 2")
     assert run(home, "data/runs/s/04-magnitude.json")[2] == {"02-a", "02-b", "04-magnitude"}
-    dry = run(home, "-n", changes={"a": {"lr": 0.5}})[1]
+    dry = run(home, "-n", "data/runs/s/02-a.json", "data/runs/s/02-b.json", changes={"a": {"lr": 0.5}})[1]
     assert "recipe=a" in dry and "Params have changed" in dry and "recipe=b" not in dry
 
 
@@ -237,7 +237,7 @@ def test_a_failure_keeps_its_copy_and_older_tables_and_stops_only_what_needs_it(
     write_toy(home, "04_magnitude", "from asymlib.table import write\n1")  # ends well and leaves the older tables
     code, shown, ran = run(home)
     assert code == 1 and ran == {"04-magnitude", "07-ablation"}
-    assert "In [2]: ValueError: too (data/runs/s/07-ablation.log)" in shown
+    assert "In [3]: ValueError: too (data/runs/s/07-ablation.log)" in shown
     for name in ("data/runs/s/07-ablation.ipynb", "data/runs/s/07-ablation.log"):
         assert "ValueError" in (home / name).read_text()
     assert (home / "data/results/s/ablations.csv").exists() and not (home / "data/runs/s/07-ablation.json").exists()
@@ -278,7 +278,7 @@ def test_an_engine_killed_leaves_no_orphan_and_no_lock(home):
     assert run(home, "data/runs/s/02-a.json")[0] == 0 and " ok " in status(home)["s/02-a"]  # at once, without --unlock
     wait_for(lambda: all(gone(int(pid)) for path in home.glob("pids-?") for pid in path.read_text().split()))
     assert (home / "cleaned-a").exists()
-    engine.wait()
+    engine.communicate()
 
 
 @pytest.mark.notebook

@@ -4,8 +4,8 @@ Conventions that move numbers:
 - A document's text is `title + " " + text`, stripped. An empty corpus document stays (published sets have some);
   an empty query is an error.
 - A query counts only if the split's judgements hold a grade above 0 for it. Other queries are not evaluated.
-- A judgement of a document that the corpus lacks can never be found, but it stays in the judgements and lowers the
-  score, as in pytrec_eval. It is an error unless `strict=False`; published ArguAna has five and is read that way.
+- A judgement of a document that the corpus lacks is an error, unless `strict=False`: then it lowers the score, as in
+  pytrec_eval. Published ArguAna has five and is read that way.
 """
 
 import json
@@ -49,31 +49,15 @@ class Collection:
         """The relevance judgements as arrays, in the order of the ids."""
         return Qrels(self.name, self.doc_ids, self.query_ids, self.qrels, self.drop_self)
 
-    def counts(self) -> dict[str, int]:
-        """Numbers of documents, empty documents, queries, judgements, and judgements of documents not in the corpus."""
-        known = set(self.doc_ids)
-        judged = [doc for grades in self.qrels.values() for doc in grades]
-        return {
-            "documents": len(self.documents),
-            "empty_documents": sum(not document for document in self.documents),
-            "queries": len(self.queries),
-            "judgements": len(judged),
-            "judgements_of_missing_documents": sum(doc not in known for doc in judged),
-        }
-
 
 def is_arguana(folder: Path) -> bool:
     """Whether a folder's name says that its queries are documents and that five judged documents are missing."""
     return folder.name.casefold() == "arguana"
 
 
-def load_beir(
-    folder: str | Path, split: str = "test", name: str = "", drop_self: bool | None = None, strict: bool | None = None
-) -> Collection:
-    """Read a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv.
+def load_beir(folder: str | Path, split: str = "test", strict: bool | None = None) -> Collection:
+    """Read a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv; its name is the collection's.
 
-    split: which judgements. name: the folder's if empty.
-    drop_self: see Collection; None means "only for a folder named arguana".
     strict: judgements of unknown queries or documents, and queries judged only with grades <= 0, are errors. With
         False the first are skipped, the second kept (nothing can find them, so they lower scores as in pytrec_eval),
         the third not evaluated. None means True but for a folder named arguana. Repeated ids, empty queries and
@@ -89,13 +73,13 @@ def load_beir(
     qrels = _read_qrels(folder / "qrels" / f"{split}.tsv", queries, documents, strict)
     used = [query for query in queries if query in qrels]
     return Collection(
-        name=name or folder.name,
+        name=folder.name,
         doc_ids=list(documents),
         documents=list(documents.values()),
         query_ids=used,
         queries=[queries[query] for query in used],
         qrels={query: qrels[query] for query in used},
-        drop_self=is_arguana(folder) if drop_self is None else drop_self,
+        drop_self=is_arguana(folder),
     )
 
 
@@ -198,8 +182,8 @@ def _read_qrels(path: Path, queries: dict, documents: dict, strict: bool) -> dic
             f"{path}: query '{without[0]}' has no relevant document, only grades <= 0 ({len(without)} such queries; "
             "strict=False leaves them out of the evaluation)"
         )
-    qrels = {query: {doc: max(grade, 0) for doc, grade in grades.items()} for query, grades in qrels.items()}
-    qrels = {query: grades for query, grades in qrels.items() if max(grades.values()) > 0}
-    if not qrels:
+    if len(without) == len(qrels):
         raise InputError(f"{path}: holds no query with a relevant document")
-    return qrels
+    for query in without:
+        del qrels[query]
+    return {query: {doc: max(grade, 0) for doc, grade in grades.items()} for query, grades in qrels.items()}

@@ -4,7 +4,7 @@ import ast
 import gc
 import re
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -26,8 +26,8 @@ PACKAGES = {
               "fonttools", "jedi"],
 }  # fmt: skip
 ROLES = tuple(PACKAGES)
-# tests, what other projects wrote, and torch's and transformers' own test machinery
-SKIPPED_FOLDERS = frozenset("test tests _internal externals extern _external _vendor vendored third_party".split())
+# what lies elsewhere, tests, what other projects wrote, and torch's and transformers' own test machinery
+SKIPPED_FOLDERS = frozenset(".. test tests _internal externals extern _external _vendor vendored third_party".split())
 GENERATED = "This file was automatically generated from"  # transformers' copies of its modular files: duplicates
 
 
@@ -76,23 +76,19 @@ def versions(packages: dict[str, list[str]]) -> dict[str, str]:
     try:
         return {name: metadata.version(name).partition("+")[0] for name in names}
     except metadata.PackageNotFoundError as error:
-        raise InputError(
-            f"packages: {error.name} is not installed; requirements.txt names the built-in ones"
-        ) from error
+        missing = f"packages: {error.name} is not installed; requirements.txt names the built-in ones"
+        raise InputError(missing) from error
 
 
 def _package_rows(distribution: str) -> Rows:
     """The distinct pairs of an installed distribution in content-hash order; nothing is imported."""
     installed = metadata.distribution(distribution)
-    files = [
-        file
-        for file in installed.files or []
-        if file.suffix == ".py" and ".." not in file.parts and not SKIPPED_FOLDERS & set(file.parts)
-    ]
     pairs = set()
     gc.disable()  # syntax trees are millions of short-lived objects without cycles: half of the time goes otherwise
     try:
-        for file in files:
+        for file in installed.files or []:
+            if file.suffix != ".py" or not SKIPPED_FOLDERS.isdisjoint(file.parts):
+                continue
             try:
                 source = Path(installed.locate_file(file)).read_text(encoding="utf-8")
             except UnicodeDecodeError:
@@ -107,7 +103,7 @@ def _package_rows(distribution: str) -> Rows:
 
 
 def _docstrings(source: str) -> Iterator[str]:
-    """Cleaned docstrings of the module, classes and functions of a source, in source order."""
+    """Cleaned docstrings of the module, classes and functions of a source."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other people's invalid escapes
         try:
@@ -117,11 +113,10 @@ def _docstrings(source: str) -> Iterator[str]:
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            doc = ast.get_docstring(node)
-            if doc:
+            if doc := ast.get_docstring(node):
                 yield doc
         for block in ("finalbody", "orelse", "handlers", "body"):  # statements only: no docstring hides in expressions
-            nodes.extend(reversed(getattr(node, block, None) or []))
+            nodes.extend(getattr(node, block, None) or [])
 
 
 _RULE = re.compile(r"[\s=\-~^*#\"'`_.+]*")  # an underline or table border
@@ -177,10 +172,10 @@ def _clean(by_package: dict[str, Rows], role_of: dict[str, str]) -> tuple[dict[s
     # A test collection is its own pool of queries; all training packages share one.
     pool = {package: package if role == "test" else role for package, role in role_of.items()}
     asked = Counter((pool[package], same_words(query)) for package, query, _ in rows)
-    elsewhere: dict[str, set[str]] = defaultdict(set)
+    before: dict[str, set[str]] = {role: set() for role in ROLES}  # what the splits before this one ask
     for package, query, _ in rows:
-        elsewhere[role_of[package]].add(same_words(query))
-    before = {"test": set(), "validation": elsewhere["test"], "train": elsewhere["test"] | elsewhere["validation"]}
+        for role in ROLES[ROLES.index(role_of[package]) + 1 :]:
+            before[role].add(same_words(query))
     left: dict[str, Rows] = {package: [] for package in by_package}
     for package, query, doc in rows:
         words = same_words(query)

@@ -5,9 +5,7 @@
 
 import argparse
 import hashlib
-import heapq
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pooch
@@ -18,22 +16,8 @@ from asymlib.data.collections import write_lines
 from asymlib.errors import InputError, run_command
 
 BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
-BEIR_MD5 = {  # of the zips, as published in BEIR's README
-    "arguana": "8ad3e3c2a5867cdced806d6503f29b99",
-    "climate-fever": "8b66f0a9126c521bae2bde127b4dc99d",
-    "dbpedia-entity": "c2a39eb420a3164af735795df012ac2c",
-    "fever": "5a818580227bfb4b35bb6fa46d9b6c03",
-    "fiqa": "17918ed23cd04fb15047f73e6c3bd9d9",
-    "hotpotqa": "f412724f78b0d91183a0e86805e16114",
-    "msmarco": "444067daf65d982533ea17ebd59501e4",
-    "nfcorpus": "a89dba18a62ef92f7d323ec890a0d38d",
-    "nq": "d4d3d2e48787a744b6f6e691ff534307",
-    "quora": "18fb154900ba42a600f84b839c173167",
-    "scidocs": "38121350fc3a4d2f48850f6aff52e4a9",
-    "scifact": "5f7d1de60b170fc8027bb7898e2efca1",
-    "trec-covid": "ce62140cb23feb9becf6270d0d1fe6d1",
-    "webis-touche2020": "46f650ba5a527fc69e0a6521c5a23563",
-}
+_MD5_LINES = Path(__file__).with_name("beir.md5").read_text().splitlines()  # of the zips, as published in BEIR's README
+BEIR_MD5 = {file.removesuffix(".zip"): md5 for md5, file in map(str.split, _MD5_LINES)}
 MSMARCO_DATASET = "sentence-transformers/msmarco-bm25"  # MS MARCO's training queries with their relevant passage
 MSMARCO_SUBSET = "triplet"  # one row a query: query, positive, negative
 MSMARCO_REVISION = "6b1596a63475a7bf6d4d397d6b9f599ef3fc8d29"
@@ -90,17 +74,12 @@ def fetch_pairs(
             f"of https://huggingface.co/datasets/{MSMARCO_DATASET}/tree/{MSMARCO_REVISION} elsewhere and "
             f"give their folder with --dataset, or put pairs of your own ({{'query', 'document'}} a line) at {to}"
         ) from error
-    seen: set[bytes] = set()
-
-    def drawn() -> Iterator[tuple[bytes, str, str]]:
-        for row in tqdm(rows, desc="draw pairs", unit="pair"):
-            query, doc = " ".join(row["query"].split()), " ".join(row["positive"].split())
-            key = hashlib.sha256(f"{seed}\0{query}\0{doc}".encode()).digest()
-            if query and doc and key not in seen:
-                seen.add(key)
-                yield key, query, doc
-
-    chosen = heapq.nsmallest(sample, drawn())
+    keyed: set[tuple[bytes, str, str]] = set()
+    for row in tqdm(rows, desc="draw pairs", unit="pair"):
+        query, doc = " ".join(row["query"].split()), " ".join(row["positive"].split())
+        if query and doc:
+            keyed.add((hashlib.sha256(f"{seed}\0{query}\0{doc}".encode()).digest(), query, doc))
+    chosen = sorted(keyed)[:sample]
     if len(chosen) < sample:
         raise InputError(f"{dataset}: holds only {len(chosen)} distinct pairs, {sample} were asked for")
     write_lines(to, ({"query": query, "document": doc} for _, query, doc in chosen))

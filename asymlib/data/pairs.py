@@ -13,6 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from asymlib.data.collections import json_lines, load_beir, text_field
 from asymlib.data.leakage import Rows, keys_of, overlap_keys, same_words, tested_keys, without_overlap
@@ -47,12 +48,12 @@ class Pairs:
     @cached_property
     def passage(self) -> np.ndarray:
         """int64 (N,): the number of each row's document text, equal for equal texts, counted by first appearance."""
-        return _numbered(self.documents)
+        return pd.factorize(np.array(self.documents, dtype=object))[0]
 
     @cached_property
     def query_number(self) -> np.ndarray:
         """int64 (N,): the same for the queries."""
-        return _numbered(self.queries)
+        return pd.factorize(np.array(self.queries, dtype=object))[0]
 
     def tensors(self) -> PairVectors:
         """The vectors as tensors, with the numbers of passages and queries, for training."""
@@ -89,13 +90,12 @@ def load_pairs(path: str | Path) -> Pairs:
     return Pairs(path.stem, queries, documents)
 
 
-def training_rows(path: str | Path) -> Rows:
+def training_rows(path: Path) -> Rows:
     """The pairs of a .jsonl file (see load_pairs), or those with a grade above 0 of a BEIR folder's train split.
 
     One query of each distinct document text comes first, then the others, each part in an order drawn by SEED.
     Empty documents give no pair.
     """
-    path = Path(path)
     if path.suffix == ".jsonl":
         pairs = load_pairs(path)
         rows = list(zip(pairs.queries, pairs.documents, strict=True))
@@ -118,8 +118,7 @@ def pooled(sources: dict[str, Path], tests: list[Path], limit_train: int, limit_
     """Pairs of several published sources, to be tested on other collections.
 
     sources: BEIR folders with train judgements or JSONL files, by name. Each gives the same number of pairs as long as
-        it has them, the larger ones the rest. Within a source one query of each distinct passage comes first, in an
-        order drawn by SEED, then the others; a smaller study is a part of a larger one.
+        it has them, the larger ones the rest, in the order of training_rows: a smaller study is a part of a larger one.
     limit_train: number of pairs, exactly.
     limit_validation: pairs of as many passages, the same number from each source, equal for every limit_train. No
         passage or query of theirs is in training.
@@ -158,8 +157,7 @@ def pooled(sources: dict[str, Path], tests: list[Path], limit_train: int, limit_
 def own(train: Path, validation: Path | None, tests: list[Path], limit_validation: int) -> Split:
     """Pairs of one's own data, to be tested on one's own collections.
 
-    train: a .jsonl file of pairs (see load_pairs), or a folder in BEIR's layout with qrels/train.tsv. One query of each
-        distinct passage comes first, in an order drawn by SEED, then the others.
+    train: what training_rows reads, in its order.
     validation: a .jsonl file of pairs, all of which are used. None: taken out of the training pairs by whole passages,
         as many as fit into limit_validation pairs and a tenth of the training pairs; a passage that shares text with
         one taken before is passed over.
@@ -218,11 +216,6 @@ def of_the_tested(folder: Path, labels: bool, limit_train: int, limit_validation
     return Split(train, validation, {"removed": removed}, made_of=made_of)
 
 
-def _numbered(texts: list[str]) -> np.ndarray:
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
-
-
 def _check_enough(where: Path, train: Rows, validation: Rows, why: str) -> None:
     if min(len(train), len(validation)) < MIN_PAIRS:
         found = f"{len(train)} training and {len(validation)} validation pairs"
@@ -259,15 +252,13 @@ def _whole_groups(rows: Rows, key: Callable[[tuple[str, str]], str], limit: int,
 
 def _text_rows(corpus: Path) -> tuple[Rows, str]:
     """One pair of each document's own text, and what it is made of."""
-    fields = [
-        (text_field(record, "title", where, ""), text_field(record, "text", where))
-        for where, record in json_lines(corpus)
-    ]
-    times = Counter(same_words(title) for title, _ in fields)
-    with_own = sum(bool(title) and times[same_words(title)] == 1 for title, _ in fields)
-    if with_own >= OWN_TITLES * len(fields):
-        return [(title, text) for title, text in fields if title and text], "title and text"
-    return [pair for _, text in fields if (pair := beginning_and_rest(text))], "beginning and rest"
+    lines = json_lines(corpus)
+    rows = [(text_field(record, "title", where, ""), text_field(record, "text", where)) for where, record in lines]
+    times = Counter(same_words(title) for title, _ in rows)
+    with_own = sum(bool(title) and times[same_words(title)] == 1 for title, _ in rows)
+    if with_own >= OWN_TITLES * len(rows):
+        return [(title, text) for title, text in rows if title and text], "title and text"
+    return [pair for _, text in rows if (pair := beginning_and_rest(text))], "beginning and rest"
 
 
 def beginning_and_rest(text: str) -> tuple[str, str] | None:

@@ -175,10 +175,8 @@ def load(name: str, vectors: bool = True) -> Study:
     """
     folder = prepared(name)
     described = _described(folder, lambda path: path.is_relative_to(folder) or path.suffix == ".tsv")
-    tests = {}
-    for entry in described["collections"]:
-        how = (entry["name"], entry["drop_self"], entry["strict"])
-        tests[entry["name"]] = collections.load_beir(_located(entry, folder), "test", *how)
+    located = {entry["name"]: _located(entry, folder) for entry in described["collections"]}
+    tests = {name: collections.load_beir(path) for name, path in located.items()}
     split = (pairs.load_pairs(folder / f"{part}.jsonl") for part in ("train", "validation"))
     study = Study(name, described["track"], described["source"], folder, *split, tests, described["content_sha256"])
     if not vectors:

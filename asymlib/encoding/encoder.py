@@ -117,8 +117,7 @@ def find_folder(config: EncoderConfig) -> Path:
     if config.revision is not None and (embedded or folder.is_dir()):
         raise InputError(f"EncoderConfig.revision: {config.model} is not taken from the Hub; leave the revision out")
     if embedded:
-        package = importlib.util.find_spec(EMBEDDED_PACKAGE)
-        if package is not None:
+        if package := importlib.util.find_spec(EMBEDDED_PACKAGE):
             return Path(package.submodule_search_locations[0]) / "model"
         return _from_hub(EMBEDDED_NAMES[1], None)
     if folder.is_dir():
@@ -130,7 +129,7 @@ def find_folder(config: EncoderConfig) -> Path:
 
 def _from_hub(name: str, revision: str | None) -> Path:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
 
     try:
         folder = huggingface_hub.snapshot_download(
@@ -139,7 +138,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
             allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
             ignore_patterns=["onnx/*", "openvino/*"],
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HFValidationError, OSError) as error:  # the hub's other errors are OSErrors
         reason, at = (str(error).strip() or type(error).__name__).splitlines()[0], revision or "main"
         raise InputError(
             f"EncoderConfig.model: {name} at revision {at} is no folder here and cannot be had from the Hugging Face Hub "

@@ -29,7 +29,7 @@ def _averages(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[(table["dataset"] == "average") & (table["metric"] == METRIC)]
     in_percent = {f"{end}_percent": 100 * rows[f"difference_{end}"] / rows["baseline"] for end in ("low", "high")}
     columns = ["track", "system", "pairs", "mean", "baseline", "delta_percent", *in_percent, "p_value", "p_raw"]
-    return rows.assign(**in_percent)[columns].replace([np.inf, -np.inf], np.nan)
+    return rows.assign(**in_percent)[columns]
 
 
 def _ordered(rows: pd.DataFrame, by: pd.Series) -> tuple[pd.DataFrame, list[list[str]]]:
@@ -149,14 +149,13 @@ def similarity_matrix(table: pd.DataFrame) -> style.Drawn:
     table: columns similarity_train, similarity_eval, mean, sd, delta_percent, p_value (Holm-corrected, of the cell against
     the system's own evaluation), own (the evaluation ranks as the training did: framed). Colour: the mean. shown: the same.
     """
-    shown = table.replace([np.inf, -np.inf], np.nan)
-    train, evaluated = (list(dict.fromkeys(shown[f"similarity_{of}"])) for of in ("train", "eval"))
+    train, evaluated = (list(dict.fromkeys(table[f"similarity_{of}"])) for of in ("train", "eval"))
     figure = style.Figure(style.COLUMN if len(evaluated) <= 3 else style.PAGE, 0.34 * len(train) + 1.1)
     axis = figure.subplots()
-    means = shown.pivot(index="similarity_train", columns="similarity_eval", values="mean").loc[train, evaluated]
+    means = table.pivot(index="similarity_train", columns="similarity_eval", values="mean").loc[train, evaluated]
     light = ListedColormap(colormaps["cividis"](np.linspace(0.5, 1, 256)))  # black text stays legible on all of it
     seaborn.heatmap(means, cmap=light, cbar=False, linewidths=0.8, ax=axis)
-    for row in shown.itertuples():
+    for row in table.itertuples():
         x, y = evaluated.index(row.similarity_eval), train.index(row.similarity_train)
         spread, star = f" ± {row.sd:.3f}" * (row.sd >= 0), " *" * (row.p_value < 0.05)
         text = f"{row.mean:.3f}{spread}{star}\n{percent(row.delta_percent)}"
@@ -169,7 +168,7 @@ def similarity_matrix(table: pd.DataFrame) -> style.Drawn:
     note = f"{NDCG}, mean ± sd over seeds (yellower: higher), and change against the frozen encoder; "
     note += "*: p < 0.05 (Holm) against the system's own evaluation"
     style.legend(figure, [Patch(fill=False, linewidth=1.3, label="ranks as in training")], note)
-    return figure, shown
+    return figure, table
 
 
 def _rate(value: float, _: int = 0) -> str:
@@ -184,7 +183,7 @@ def ablation(table: pd.DataFrame) -> style.Drawn:
     table: columns similarity, start, lr, mean, ci_low, ci_high (95 %), baseline, seeds; one row a combination. Points of one
     learning rate stand a little apart, so that their bars can be told from each other. shown: the same columns.
     """
-    shown = table.replace([np.inf, -np.inf], np.nan).sort_values("lr", kind="stable")
+    shown = table.sort_values("lr", kind="stable")
     starts, similarities = list(dict.fromkeys(table["start"])), list(dict.fromkeys(table["similarity"]))
     looks = style.looks(similarities, style.SIMILARITY_STYLE)
     rates = sorted(shown["lr"].unique())
@@ -216,14 +215,13 @@ def oracle(table: pd.DataFrame) -> style.Drawn:
     baseline, delta_percent. One line a head; faint: the oracle scored on the very queries that it was fitted on, no bound that
     a head could reach. Most room first, 'average' last. shown: the same columns.
     """
-    shown = table.replace([np.inf, -np.inf], np.nan)
-    room = shown[shown["held_out"].astype(bool)].groupby("dataset")["delta_percent"].max()
+    room = table[table["held_out"].astype(bool)].groupby("dataset")["delta_percent"].max()
     datasets = [name for name in room.sort_values(ascending=False).index if name != "average"]
     datasets += ["average"] * ("average" in room.index)
-    heads = dict(zip(dict.fromkeys(shown["head"]), "o^Dv", strict=False))
+    heads = dict(zip(dict.fromkeys(table["head"]), "o^Dv", strict=False))
     figure = style.Figure(style.COLUMN, 2.1 * style.ROW * len(datasets) + 1.25)
     axis = figure.subplots()
-    for row in shown[shown["dataset"].isin(datasets)].itertuples():
+    for row in table[table["dataset"].isin(datasets)].itertuples():
         y = datasets.index(row.dataset) + 0.54 * ((list(heads).index(row.head) + 0.5) / len(heads) - 0.5)
         marker, label = heads[row.head], f"{row.dataset} {row.head}"
         if not row.held_out:
@@ -241,7 +239,7 @@ def oracle(table: pd.DataFrame) -> style.Drawn:
     faint = Line2D([], [], color=PALE, marker="o", markerfacecolor="white", linestyle="", label="on its own queries")
     handles = [Line2D([], [], label="frozen encoder", **style.TICK), *handles, faint]
     style.legend(figure, handles, "thin bar: 95 % interval of the score; right: held-out change")
-    return figure, shown
+    return figure, table
 
 
 @style.drawn

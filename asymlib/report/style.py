@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
+import numpy as np
 import pandas as pd
 from matplotlib import style, ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 
 from asymlib.files import atomic_path, safe_name
+from asymlib.losses import SIMILARITIES
 
 STYLE_SHEET = Path(__file__).with_name("paper.mplstyle")
 COLUMN, PAGE = 3.35, 6.9  # inches: one column of a two-column paper, and both with the gap between them
@@ -57,10 +59,7 @@ SYSTEM_STYLE: dict[str, Look] = {
 NEUTRAL_STYLES = [
     _look(color, marker, line) for color, line in (("#5F5F5F", "-"), ("#9A9A9A", DASHED)) for marker in "dh8H"
 ]
-SIMILARITY_STYLE = {
-    name.replace("cos", "cosine"): SYSTEM_STYLE[f"asym-{name}"]
-    for name in ("dot", "cos", "qnorm", "dnorm", "euclidean")
-}
+SIMILARITY_STYLE = {name: SYSTEM_STYLE[f"asym-{name}".replace("cosine", "cos")] for name in SIMILARITIES}
 
 
 def looks(names: Iterable[str], known: dict[str, Look] = SYSTEM_STYLE) -> dict[str, Look]:
@@ -106,13 +105,14 @@ def save(figure: matplotlib.figure.Figure, shown: pd.DataFrame, folder: str | Pa
 def drawn(function: Callable[..., Drawn]) -> Callable[..., Drawn]:
     """Draw under the style sheet alone, lay the figure out there, then fix the layout: saving it cannot move anything.
 
-    A table without rows gives a figure that says so.
+    A value that is not finite reaches the function as NaN. A table without rows gives a figure that says so.
     """
 
     @functools.wraps(function)
     def draw(table: pd.DataFrame, *args: Any, **kwargs: Any) -> Drawn:
         with style.context(STYLE_SHEET, after_reset=True):
-            figure, shown = sentence("The table has no rows.") if table.empty else function(table, *args, **kwargs)
+            finite = table.replace([np.inf, -np.inf], np.nan)
+            figure, shown = sentence("The table has no rows.") if table.empty else function(finite, *args, **kwargs)
             for _ in range(2):  # the second time with the ticks that the first one chose
                 figure.draw_without_rendering()
             figure.set_layout_engine("none")
@@ -165,9 +165,9 @@ def inside(axis: Axes, y: float, text: str) -> None:
     axis.text(0.03, y, text, transform=axis.get_yaxis_transform(), va="center_baseline", bbox=white, in_layout=False)
 
 
-def even_ticks(axis: Axis, count: int = 5) -> None:
-    """At most `count` steps of 1, 2 or 5 times a power of ten, and at least three ticks."""
-    axis.set_major_locator(ticker.MaxNLocator(count, steps=[1, 2, 5, 10], min_n_ticks=3))
+def even_ticks(axis: Axis) -> None:
+    """At most 5 steps of 1, 2 or 5 times a power of ten, and at least three ticks."""
+    axis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3))
 
 
 def legend(figure: Figure, handles: Sequence[Any], note: str = "") -> None:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from asymlib.errors import InputError
 from asymlib.files import atomic_path, project_path, read_json, sha256_file, write_json
 
-SYSTEM_COLUMNS = (
+SYSTEM_COLUMNS = (  # of systems.csv
     "track", "system", "dataset", "metric", "mean", "sd", "ci_low", "ci_high", "baseline", "delta_percent", "p_value", "seeds",
     "similarity_train", "similarity_eval", "encoder", "pairs", "p_raw", "difference_low", "difference_high",
 )  # fmt: skip
@@ -62,14 +62,10 @@ def _git(*arguments: str) -> str | None:
 def write_table(folder: str | Path, name: str, table: pd.DataFrame, origin: dict[str, Any]) -> Path:
     """Write `table` as folder/name (.csv with 8 significant digits, or .parquet) and enter it in folder/origin.json.
 
-    systems.csv must have SYSTEM_COLUMNS in order. NaN in a CSV is an empty field. The table is renamed into place
+    NaN in a CSV is an empty field. The table is renamed into place
     before its entry is, so a kill between the two leaves a table that read_table refuses and a rerun replaces.
     """
     path = Path(folder) / name
-    if name == "systems.csv" and tuple(table.columns) != SYSTEM_COLUMNS:
-        raise InputError(f"{path}: columns {list(table.columns)}, expected {list(SYSTEM_COLUMNS)}")
-    if not origin:
-        raise InputError(f"{path}: a table is written with its origin only, found none")
     with atomic_path(path) as temporary:
         if path.suffix == ".csv":
             table.to_csv(temporary, index=False, float_format="%.8g", lineterminator="\n")

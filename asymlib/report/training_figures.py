@@ -11,16 +11,11 @@ from matplotlib.ticker import MaxNLocator
 
 from asymlib.report import style
 
-SIGNATURE = ("similarity.positive.logit", "similarity.positive.cosine", "length.document.mean", "loss.contrastive")
-LABELS = {  # of the statistics that are drawn most; a title has two lines
-    "loss.contrastive": "contrastive loss\nnats",
+SIGNATURE = {  # the statistics that are drawn, with their titles of two lines
     "similarity.positive.logit": "positive logit\nscore$(q, d^+)/\\tau$",
     "similarity.positive.cosine": "positive cosine\n$\\cos(q, d^+)$",
-    "length.query.mean": "query length\nmean $|q|$",
     "length.document.mean": "document length\nmean $|d|$",
-    "std.query": "query std\nmean over dimensions",
-    "std.document": "document std\nmean over dimensions",
-    "accuracy": "in-batch accuracy\nshare of queries",
+    "loss.contrastive": "contrastive loss\nnats",
 }
 PARTS = {  # of a logit's growth
     "query": {"facecolor": style.SKY, "hatch": "", "label": "query length $|q|$"},
@@ -30,46 +25,35 @@ PARTS = {  # of a logit's growth
 
 
 @style.drawn
-def signature(
-    history: pd.DataFrame, systems: Sequence[str] | None = None, names: Sequence[str] = SIGNATURE
-) -> style.Drawn:
-    """Statistics of the validation pairs over the epochs, one panel a name: mean over seeds, band from lowest to highest.
+def signature(history: pd.DataFrame, systems: Sequence[str] | None = None) -> style.Drawn:
+    """SIGNATURE of the validation pairs over the epochs, one panel a statistic: mean over seeds, band from lowest to highest.
 
-    history: magnitude.HISTORY_COLUMNS, or one row a (system, epoch) with a column a statistic, the means over seeds, which
-    have no band. systems: in the order of the legend, None for all. A seed whose value is not finite is left out and named.
-    shown: system, name, epoch, mean, low, high, seeds.
+    history: magnitude.HISTORY_COLUMNS. systems: in the order of the legend, None for all. A seed whose value is not finite is
+    left out and named. shown: system, name, epoch, mean, low, high, seeds.
     """
-    of_means = "name" not in history
-    if of_means:
-        rows = history.melt(["system", "epoch"], list(names), var_name="name")
-    else:
-        rows = history[(history["split"] == "validation") & history["name"].isin(list(names))]
+    rows = history[(history["split"] == "validation") & history["name"].isin(list(SIGNATURE))]
     there = dict.fromkeys(rows["system"])
     systems = list(there if systems is None else [system for system in systems if system in there])
-    rows = rows[rows["system"].isin(systems)].assign(value=rows["value"].replace([np.inf, -np.inf], np.nan))
+    rows = rows[rows["system"].isin(systems)]
     if rows.empty:
         return style.sentence("No such statistic of these systems.")
     values = rows.groupby(["system", "name", "epoch"], sort=False)["value"]
     shown = values.agg(mean="mean", low="min", high="max", seeds="count").reset_index()
-    if of_means:
-        shown = shown.assign(low=np.nan, high=np.nan, seeds=np.nan)
-    figure, axes = style.panels([LABELS.get(name, name) for name in names], 1.45)
+    figure, axes = style.panels(list(SIGNATURE.values()), 1.45)
     looks = style.looks(systems)
     colors, markers, lines = ({name: look[k] for name, look in looks.items()} for k in ("color", "marker", "linestyle"))
     dashes = {system: "" if line == "-" else line[1] for system, line in lines.items()}
-    for axis, name in zip(axes, names, strict=True):
+    for axis, name in zip(axes, SIGNATURE, strict=True):
         seaborn.lineplot(
             rows[rows["name"] == name].dropna(subset="value"), x="epoch", y="value", hue="system", style="system",
-            palette=colors, markers=markers, dashes=dashes, errorbar=None if of_means else ("pi", 100), err_kws={"linewidth": 0},
+            palette=colors, markers=markers, dashes=dashes, errorbar=("pi", 100), err_kws={"linewidth": 0},
             markersize=4.5, markeredgewidth=0.4, legend=False, ax=axis,
         )  # fmt: skip
         axis.set(xlabel="epoch", ylabel="")
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         style.even_ticks(axis.yaxis)
-    note = "line: mean over seeds"
-    if not of_means:
-        note = f"line: mean, band: range of {style.of_seeds(shown['seeds'])}"
-        note = "line: the only seed" if shown["seeds"].max() <= 1 else note
+    note = f"line: mean, band: range of {style.of_seeds(shown['seeds'])}"
+    note = "line: the only seed" if shown["seeds"].max() <= 1 else note
     missing = rows["value"].isna().groupby([rows["system"], rows["name"]], sort=False).mean()  # 1: never recorded
     lost = ", ".join(dict.fromkeys(missing[(missing > 0) & (missing < 1)].index.get_level_values("system")))
     note += "; validation pairs" + f"; values that are not finite are left out: {lost}" * bool(lost)
@@ -89,7 +73,7 @@ def growth_split(attribution: pd.DataFrame, case: pd.DataFrame | None = None) ->
     shown: system, runs, seeds (with a logarithm), query, document, angle, total, sd (of the total).
     """
     parts = [*PARTS, "total"]
-    runs = attribution.replace([np.inf, -np.inf], np.nan).groupby("system", sort=False)
+    runs = attribution.groupby("system", sort=False)
     spread = {"sd": runs["total"].std(), "seeds": runs["total"].count(), "runs": runs.size()}
     shown = runs[parts].mean().assign(**spread).reset_index()
     if case is not None:
