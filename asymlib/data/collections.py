@@ -59,9 +59,8 @@ def load_beir(folder: str | Path, split: str = "test", strict: bool | None = Non
     """Read a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv; its name is the collection's.
 
     strict: judgements of unknown queries or documents, and queries judged only with grades <= 0, are errors. With
-        False the first are skipped, the second kept (nothing can find them, so they lower scores as in pytrec_eval),
-        the third not evaluated. None means True but for a folder named arguana. Repeated ids, empty queries and
-        contradicting judgements are always errors.
+        False the first are skipped, the second kept, the third not evaluated. None means True but for a folder named
+        arguana. Repeated ids, empty queries and contradicting judgements are always errors.
     Grades below 0 become 0.
     """
     folder = Path(folder)
@@ -100,21 +99,20 @@ def write_lines(path: Path, records: Iterable[dict]) -> None:
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict]]:
     """Give ("path:line", object) for every line that is not blank; anything but a JSON object is an InputError."""
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}:{number}"
-                try:
-                    record = json.loads(line.decode("utf-8"))
-                except ValueError as error:  # both a JSON and a UTF-8 error
-                    raise InputError(f"{where}: not valid JSON ({error})") from error
-                if not isinstance(record, dict):
-                    raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
-                yield where, record
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                record = json.loads(line.decode("utf-8"))
+            except ValueError as error:  # both a JSON and a UTF-8 error
+                raise InputError(f"{where}: not valid JSON ({error})") from error
+            if not isinstance(record, dict):
+                raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
+            yield where, record
 
 
 def text_field(record: dict, name: str, where: str, default: str | None = None) -> str:

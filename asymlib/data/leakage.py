@@ -39,7 +39,6 @@ def tested_keys(folders: Iterable[Path]) -> set[str]:
 def overlap(train: "Pairs", collection: Collection) -> dict[str, int | float]:
     """How much of a test collection occurs in the training text, as queries or as documents.
 
-    Two texts are the same if they share an overlap key.
     Returns the numbers of queries and documents, how many of each occur in training, and these as shares in [0, 1].
     """
     seen = keys_of(train.queries) | keys_of(train.documents)

@@ -101,12 +101,9 @@ def training_rows(path: Path) -> Rows:
         rows = list(zip(pairs.queries, pairs.documents, strict=True))
     else:
         rows = _judged_rows(path)
-    seen: set[str] = set()
-    first, others = [], []
-    for i in np.random.default_rng(SEED).permutation(len(rows)):
-        (others if rows[i][1] in seen else first).append(rows[i])
-        seen.add(rows[i][1])
-    return first + others
+    drawn = [rows[i] for i in np.random.default_rng(SEED).permutation(len(rows))]
+    repeated = pd.Series([document for _, document in drawn], dtype=object).duplicated()
+    return [drawn[i] for i in np.argsort(repeated, kind="stable")]
 
 
 def pair_hash(pair: tuple[str, str]) -> str:

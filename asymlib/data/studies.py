@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -190,7 +190,7 @@ def load(name: str, vectors: bool = True) -> Study:
 
 def input_files(source: str, parameters: dict) -> list[str]:
     """The files that `prepare` reads for these parameters; parameters that are not Request's are passed over."""
-    known = {one.name for one in fields(Request)}
+    known = vars(Request())
     plan = _plan(source, Request(**{key: value for key, value in parameters.items() if key in known}))
     tested = (folder / file for folder in plan.tests if folder.is_absolute() for file in collections.FILES)
     return sorted({str(path) for path in (*plan.reads, *tested)})

@@ -32,10 +32,6 @@ class Cache:
     def __init__(self, cache_folder: str | Path, key: str):
         self.folder = Path(cache_folder) / key[:16]
 
-    def dim(self) -> int | None:
-        """D; None if there is no shard yet."""
-        return next((about["dim"] for _, about in self._shards()), None)
-
     def describe(self, encoder: Encoder, dim: int) -> None:
         """Write config.json, for people to read, unless it is there."""
         path = self.folder / "config.json"
@@ -53,9 +49,9 @@ class Cache:
         """
         wanted, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
         found = np.zeros(len(wanted), dtype=bool)
-        stored = self.dim()
-        vectors = np.empty((len(digests), stored or dim or 0), dtype=np.float32)
-        for name, about in self._shards() if len(wanted) else ():
+        shards = self._shards()
+        vectors = np.empty((len(digests), shards[0][1]["dim"] if shards else dim or 0), dtype=np.float32)
+        for name, about in shards if len(wanted) else ():
             keys = np.ascontiguousarray(self._open(name, ".keys.npy", about)).view("S32").ravel()
             place = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
             hit = (wanted[place] == keys) & ~found[place]

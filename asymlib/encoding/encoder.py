@@ -22,14 +22,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 FORMAT = 1  # of the cache on disk
 
 # nDCG@10 of frozen encoders on BEIR test sets, from the result files of the MTEB leaderboard (title + " " + text).
-PUBLISHED_NDCG = {
-    "all-MiniLM-L6-v2": {
-        "scifact": 0.64508, "nfcorpus": 0.31594, "arguana": 0.50167, "fiqa": 0.36867, "scidocs": 0.21641, "trec-covid": 0.47232,
-    },
-    "all-mpnet-base-v2": {
-        "scifact": 0.6557, "nfcorpus": 0.33289, "arguana": 0.46521, "fiqa": 0.49963, "scidocs": 0.23765, "trec-covid": 0.51326,
-    },
-}  # fmt: skip
+PUBLISHED_NDCG: dict[str, dict[str, float]] = read_json(Path(__file__).with_name("published_ndcg.json"))
 
 
 @dataclass(frozen=True)
@@ -84,14 +77,19 @@ def find_encoder(config: EncoderConfig) -> Encoder:
     folder = find_folder(config)
     places = module_folders(folder)
     weights = sorted(path for place in places for path in place.glob("*.safetensors"))
-    _refuse_pickles(folder, places, weights)
+    for place in places:  # a pickle can run code, and would be no part of the key
+        pickles = sorted(path for glob in ("*.bin", "*.pt", "*.pkl", "*.ckpt") for path in place.glob(glob))
+        if pickles and not any(path.parent == place for path in weights):
+            raise InputError(f"{pickles[0]}: weights as a pickle are not loaded; expected model.safetensors")
+    if not weights:
+        raise InputError(f"{folder}: no weights; expected model.safetensors")
     weights_sha256 = sha256_file(weights[0]) if len(weights) == 1 else _sha256_files(folder, weights)
     if config.model in EMBEDDED_NAMES and weights_sha256 != EMBEDDED_SHA256:
         raise InputError(
             f"{weights[0]}: altered weights: expected SHA-256 {EMBEDDED_SHA256}, found {weights_sha256}; "
             "install the encoder's package again"
         )
-    settings = {path for place in places for path in place.glob("*.json")} | {folder / "modules.json"}
+    settings = {path for place in places for path in place.glob("*.json")}
     named = ("vocab.json", "preprocessor_config.json")
     tokenizer = {path for path in settings if "token" in path.name or path.name in named}
     ignored = ("data_config.json", "config_sentence_transformers.json")  # training data; versions and unused prompts
@@ -160,17 +158,6 @@ def module_folders(folder: Path) -> list[Path]:
         if place != folder and place.is_dir():
             places |= {place, *(inner for inner in place.rglob("*") if inner.is_dir())}
     return sorted(places)
-
-
-def _refuse_pickles(folder: Path, places: list[Path], weights: list[Path]) -> None:
-    """Only safetensors are hashed and loaded: a pickle can run code, and would be no part of the key."""
-    safe = {path.parent for path in weights}
-    for place in places:
-        pickles = sorted(path for glob in ("*.bin", "*.pt", "*.pkl", "*.ckpt") for path in place.glob(glob))
-        if pickles and place not in safe:
-            raise InputError(f"{pickles[0]}: weights as a pickle are not loaded; expected model.safetensors")
-    if not weights:
-        raise InputError(f"{folder}: no weights; expected model.safetensors")
 
 
 def _sha256_files(folder: Path, paths: Iterable[Path]) -> str:

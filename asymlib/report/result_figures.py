@@ -20,7 +20,7 @@ from asymlib.report.style import BASELINE_LINE, BLACK, INK, PALE
 NDCG = METRIC.replace("ndcg", "nDCG")
 NEAR = 10  # percent of the baseline within which systems stand in a panel of their own
 FROZEN = {"label": "frozen encoder", **BASELINE_LINE}
-NO_SCORE, NO_ROWS = "no finite score", f"No average of {NDCG} to show."
+NO_SCORE = "no finite score"
 MAGNIFIED = "; upper panels magnified"
 
 
@@ -59,10 +59,16 @@ def _blocks(blocks: list[list[str]], titles: Sequence[str], width: float) -> tup
     return figure, grid.tolist()
 
 
-def _forest(rows: pd.DataFrame) -> style.Drawn:
-    """Paired differences in percent of the baseline with their 95 % intervals, one column of panels a track."""
-    if rows.empty:
-        return style.sentence(NO_ROWS)
+@style.drawn
+def systems_forest(table: pd.DataFrame) -> style.Drawn:
+    """Difference of each system to the frozen encoder in % of it with its paired 95 % interval, highest first.
+
+    table: rows of systems.csv, of which METRIC and dataset 'average' are drawn, one column of panels a track. Systems within
+    NEAR % of the frozen encoder stand in an upper panel of larger scale. Right margin: mean (of one track), change, p. A
+    filled mark and a star: p < 0.05; 'tied': not.
+    shown: track, system, mean, baseline, delta_percent, low_percent, high_percent, p_value, p_raw.
+    """
+    rows = _averages(table)
     tracks = list(dict.fromkeys(rows["track"]))
     rows, blocks = _ordered(rows, rows.groupby("system", sort=False)["delta_percent"].mean())
     figure, grid = _blocks(blocks, tracks, style.PAGE)
@@ -92,24 +98,9 @@ def _forest(rows: pd.DataFrame) -> style.Drawn:
     return figure, rows.drop(columns="pairs")
 
 
-@style.drawn
-def systems_forest(table: pd.DataFrame) -> style.Drawn:
-    """The systems of one track: difference to the frozen encoder in % of it with its paired 95 % interval, highest first.
-
-    table: rows of systems.csv of one track; drawn are those of METRIC and dataset 'average'. Systems within NEAR % of the
-    frozen encoder stand in an upper panel of larger scale. Right margin: mean, change, p. A filled mark and a star: p < 0.05;
-    'tied': not. shown: track, system, mean, baseline, delta_percent, low_percent, high_percent, p_value, p_raw.
-    """
-    return _forest(_averages(table))
-
-
-@style.drawn
 def tracks_figure(table: pd.DataFrame) -> style.Drawn:
-    """systems_forest for all tracks side by side: the same systems in the same rows, by their mean change over the tracks.
-
-    table: systems.csv. shown: as of systems_forest.
-    """
-    return _forest(_averages(table))
+    """systems_forest for all tracks side by side: the same systems in the same rows, by their mean change over the tracks."""
+    return systems_forest(table)
 
 
 @style.drawn
@@ -120,8 +111,6 @@ def few_many(table: pd.DataFrame) -> style.Drawn:
     the baseline is left out. Faint bars: paired 95 % intervals. shown: as of systems_forest, and pairs.
     """
     rows = _averages(table[table["system"] != "baseline"])
-    if rows.empty:
-        return style.sentence(NO_ROWS)
     sizes = sorted(rows["pairs"].unique())
     rows, blocks = _ordered(rows, rows.sort_values("pairs").groupby("system", sort=False)["delta_percent"].last())
     figure, grid = _blocks(blocks, [""], style.COLUMN)
@@ -171,7 +160,7 @@ def similarity_matrix(table: pd.DataFrame) -> style.Drawn:
     return figure, table
 
 
-def _rate(value: float, _: int = 0) -> str:
+def _rate(value: float) -> str:
     """A learning rate as a tick: 1e-3, 1.5e-2."""
     return np.format_float_scientific(value, exp_digits=1, trim="-")
 

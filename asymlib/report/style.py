@@ -111,21 +111,17 @@ def drawn(function: Callable[..., Drawn]) -> Callable[..., Drawn]:
     @functools.wraps(function)
     def draw(table: pd.DataFrame, *args: Any, **kwargs: Any) -> Drawn:
         with style.context(STYLE_SHEET, after_reset=True):
-            finite = table.replace([np.inf, -np.inf], np.nan)
-            figure, shown = sentence("The table has no rows.") if table.empty else function(finite, *args, **kwargs)
+            if table.empty:
+                figure, shown = Figure(COLUMN, 0.5), pd.DataFrame({"note": ["The table has no rows."]})
+                figure.text(0.5, 0.5, shown["note"][0], ha="center", va="center")
+            else:
+                figure, shown = function(table.replace([np.inf, -np.inf], np.nan), *args, **kwargs)
             for _ in range(2):  # the second time with the ticks that the first one chose
                 figure.draw_without_rendering()
             figure.set_layout_engine("none")
         return figure, shown.reset_index(drop=True)
 
     return draw
-
-
-def sentence(text: str) -> Drawn:
-    """A figure that only says why nothing is drawn."""
-    figure = Figure(COLUMN, 0.5)
-    figure.text(0.5, 0.5, text, ha="center", va="center")
-    return figure, pd.DataFrame({"note": [text]})
 
 
 def panels(titles: Sequence[str], height: float, **shared: Any) -> tuple[Figure, list[Axes]]:

@@ -35,8 +35,6 @@ def signature(history: pd.DataFrame, systems: Sequence[str] | None = None) -> st
     there = dict.fromkeys(rows["system"])
     systems = list(there if systems is None else [system for system in systems if system in there])
     rows = rows[rows["system"].isin(systems)]
-    if rows.empty:
-        return style.sentence("No such statistic of these systems.")
     values = rows.groupby(["system", "name", "epoch"], sort=False)["value"]
     shown = values.agg(mean="mean", low="min", high="max", seeds="count").reset_index()
     figure, axes = style.panels(list(SIGNATURE.values()), 1.45)
@@ -101,9 +99,8 @@ def growth_split(attribution: pd.DataFrame, case: pd.DataFrame | None = None) ->
     axis.set_xlim(low, max(high, low + 0.5))  # a growth of nothing is not magnified
     style.even_ticks(axis.xaxis)
     note = f"bars: mean of {style.of_seeds(shown['runs'][shown['runs'] > 1])}, line: ± 1 sd of the total"
-    handles = [
-        *(Patch(edgecolor="white", **look) for look in PARTS.values()),
-        Line2D([], [], label="total", **style.TICK),
-    ]
-    style.legend(figure, handles, note if shown["sd"].notna().any() else "")
+    handles = [Patch(edgecolor="white", **look) for look in PARTS.values()]
+    style.legend(
+        figure, [*handles, Line2D([], [], label="total", **style.TICK)], note if shown["sd"].notna().any() else ""
+    )
     return figure, shown[["system", "runs", "seeds", *parts, "sd"]]

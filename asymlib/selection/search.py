@@ -93,8 +93,7 @@ def transfer_validation(study: Study, other: Study) -> list[ValidationSet]:
 class Criterion:
     """What a recipe is chosen by: the mean over validation sets of the relative change to the frozen encoder.
 
-    With sets of part TRANSFER, the own pool counts as much as the mean of all of them. frozen: the encoder's own nDCG@10,
-    weighted in the same way.
+    The own pool counts as much as all sets of part TRANSFER together. frozen: the encoder's own nDCG@10, weighted alike.
     """
 
     def __init__(self, sets: Sequence[ValidationSet]):
@@ -215,9 +214,8 @@ def log_of_one(candidate: Candidate, runs: Sequence[TrainedRun], criterion: Crit
 
 def _log(rows: list[dict[str, Any]]) -> pd.DataFrame:
     log = pd.DataFrame(rows)
-    log["final"] = log["chosen"] & (log["round"] == log["round"].max())
-    log["fields"] = log.pop("fields")
-    return log
+    final = log["chosen"] & (log["round"] == log["round"].max())
+    return log.assign(final=final, fields=log.pop("fields"))
 
 
 def _plain(recipe: Recipe) -> Recipe:
