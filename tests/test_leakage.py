@@ -12,12 +12,12 @@ from tests.test_collections import prose
 
 def test_overlap_counts_texts_that_start_or_end_alike():
     body = prose(7, words=60)  # 360 letters
-    train = Pairs("train", ["Who built it?"], [f"A Title {body}"])
+    training = ["Who built it?", f"A Title {body}"]
     documents = [body.upper(), f"A title: {body[:300]}", body[10:300], ""]  # same end, same start, neither, nothing
     queries = ["who BUILT it", "who built them"]
     collection = Collection("test", list("1234"), documents, ["q1", "q2"], queries, {"q1": {"1": 1}, "q2": {"2": 1}})
     counts = {"queries": 2, "queries_in_training": 1, "queries_share": 0.5}
-    assert overlap(train, collection) == counts | {"documents": 4, "documents_in_training": 2, "documents_share": 0.5}
+    assert overlap(training, collection) == counts | {"documents": 4, "documents_in_training": 2, "documents_share": 0.5}
 
 
 @given(st.text(max_size=300), st.text(" -_.,!", max_size=5))

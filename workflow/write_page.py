@@ -22,22 +22,23 @@ def page(executed: str | Path, kind: str) -> str:
     from traitlets.config import Config
 
     notebook = nbformat.read(executed, as_version=4)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    if failed := [output for output in outputs if output.output_type == "error"]:
-        raise InputError(f"{executed}: stopped at {failed[0]['ename']}: {failed[0]['evalue']}; there is no page of it")
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        if output.output_type == "error":
+            raise InputError(f"{executed}: stopped at {output['ename']}: {output['evalue']}; there is no page of it")
+        if "text/markdown" in output.get(
+            "data", {}
+        ):  # links are as seen from notebooks/; an HTML page lies beside its tables
+            text = output["data"]["text/markdown"]
+            text = re.sub(r"\]\(\.\./data/results/[^/)]+/", "](", text) if kind == "html" else text
+            output["data"]["text/markdown"] = text.replace("](../", "](").replace('src="../', 'src="')
     config = Config()
     config.TagRemovePreprocessor.remove_cell_tags = {"remove", "parameters", "injected-parameters"}
     config.TagRemovePreprocessor.enabled = True
-    exporter = {"markdown": MarkdownExporter, "html": HTMLExporter}[kind](
-        config=config,
-        exclude_input=True,
-        exclude_output_prompt=True,
-        **({"embed_images": True} if kind == "html" else {}),
-    )
-    text, _ = exporter.from_notebook_node(
-        notebook, resources={"metadata": {"path": str(project_path("notebooks")), "name": "asymlib"}}
-    )
-    return re.sub(r"\n{3,}", "\n\n", text.replace("](../", "](")).strip() + "\n" if kind == "markdown" else text
+    exporter, more = (HTMLExporter, {"embed_images": True}) if kind == "html" else (MarkdownExporter, {})
+    exporter = exporter(config=config, exclude_input=True, exclude_output_prompt=True, **more)
+    where = {"path": str(project_path()), "name": "asymlib"}  # what pictures are relative to, and the title
+    text, _ = exporter.from_notebook_node(notebook, resources={"metadata": where})
+    return text if kind == "html" else re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def tagged_output(executed: str | Path, tag: str) -> str:

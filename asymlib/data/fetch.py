@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import pooch
-import requests
 from tqdm.auto import tqdm
 
 from asymlib.data.collections import write_lines
@@ -45,7 +44,7 @@ def fetch_beir(name: str, to: str | Path = "data/beir", url: str = BEIR_URL) -> 
                 processor=pooch.Unzip(extract_dir=str(Path(temporary, "unpacked").absolute())),
                 progressbar=True,
             )
-        except (requests.RequestException, ValueError) as error:  # unreachable, or another MD5
+        except (OSError, ValueError) as error:  # unreachable, or another MD5
             raise InputError(f"{address}: cannot be had ({type(error).__name__}: {error}); {by_hand}") from error
         Path(temporary, "unpacked", name).replace(to / name)
     return to / name

@@ -3,14 +3,10 @@
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from asymlib.data.collections import Collection, load_beir
-
-if TYPE_CHECKING:
-    from asymlib.data.pairs import Pairs
 
 NEAR_DUPLICATE = 0.7  # Jaccard index of two documents' sets of three-word shingles, at and above which they are one
 Rows = list[tuple[str, str]]  # (query, document)
@@ -36,12 +32,12 @@ def tested_keys(folders: Iterable[Path]) -> set[str]:
     return keys_of(text for test in tests for text in test.queries + test.documents)
 
 
-def overlap(train: "Pairs", collection: Collection) -> dict[str, int | float]:
-    """How much of a test collection occurs in the training text, as queries or as documents.
+def overlap(training: Iterable[str], collection: Collection) -> dict[str, int | float]:
+    """How much of a test collection occurs in the training texts, as queries or as documents.
 
     Returns the numbers of queries and documents, how many of each occur in training, and these as shares in [0, 1].
     """
-    seen = keys_of(train.queries) | keys_of(train.documents)
+    seen = keys_of(training)
     report: dict[str, int | float] = {}
     for kind, texts in (("queries", collection.queries), ("documents", collection.documents)):
         found = sum(not seen.isdisjoint(overlap_keys(text)) for text in texts)

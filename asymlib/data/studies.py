@@ -216,8 +216,8 @@ def _plan(source: str, asked: Request) -> Plan:
         tests = [Path("collections", package) for package in packages["test"]]
         return Plan(partial(docstrings.docstring_pairs, packages, *limits), tests, versions=versions)
     if source == "real":
-        sources = {name: _data_root() / name for name in asked.sources}
-        tests = _test_folders(_data_root() / "beir" / test for test in asked.tests)
+        sources = {name: data_root() / name for name in asked.sources}
+        tests = _test_folders(data_root() / "beir" / test for test in asked.tests)
         make = partial(pairs.pooled, sources, tests, asked.limit_train, asked.limit_validation)
         return Plan(make, tests, [file for path in sources.values() for file in _training_files(path)])
     if source == "folder":
@@ -227,14 +227,15 @@ def _plan(source: str, asked: Request) -> Plan:
         make = partial(pairs.own, train, validation, tests, asked.limit_validation)
         return Plan(make, tests, _training_files(train) + ([validation] if validation else []))
     if source == "target":
-        tests = _test_folders([_data_root() / "beir" / asked.target] if asked.target else [])
+        tests = _test_folders([data_root() / "beir" / asked.target] if asked.target else [])
         make = partial(pairs.of_the_tested, tests[0], asked.labels, asked.limit_train, asked.limit_validation)
         reads = _training_files(tests[0])
         return Plan(make, tests, reads if asked.labels else reads[:1], track=TRACKS[2 if asked.labels else 1])
     raise InputError(f"source: {source!r} is unknown, expected one of {', '.join(SOURCES)}")
 
 
-def _data_root() -> Path:
+def data_root() -> Path:
+    """The folder that ASYMLIB_DATA names; InputError where it is not set."""
     if not os.environ.get(DATA_VARIABLE):
         raise InputError(f"{DATA_VARIABLE}: not set; expected the folder that holds beir/<collection>/")
     return Path(os.path.abspath(os.environ[DATA_VARIABLE]))
@@ -275,7 +276,7 @@ def _portable(path: Path) -> str:
 def _located(entry: dict, study_folder: Path) -> Path:
     """Where a collection of study.json lies."""
     below = entry["folder"].removeprefix(f"${DATA_VARIABLE}/")
-    return (study_folder if below == entry["folder"] else _data_root()) / below
+    return (study_folder if below == entry["folder"] else data_root()) / below
 
 
 def _files(described: dict, folder: Path) -> dict[str, Path]:

@@ -89,18 +89,13 @@ def systems_forest(table: pd.DataFrame) -> style.Drawn:
         else:
             style.beside(axis, y, *zip(change, (32, 50), strict=False))
     handles = [
-        Line2D([], [], color=INK, marker="o", label="* p < 0.05"),
+        Line2D([], [], color=INK, marker="o", label=f"* p < {SIGNIFICANT:g}"),
         Line2D([], [], color=INK, marker="o", markerfacecolor="white", label="tied with the frozen encoder"),
     ]
     note = "bar: paired 95 % interval of the difference over seeds and queries, one comparison at a time; p: paired "
     note += "randomisation test, Holm-corrected for all" + MAGNIFIED * (len(blocks) > 1)
     style.legend(figure, [*handles, Line2D([], [], **FROZEN)], note)
     return figure, rows.drop(columns="pairs")
-
-
-def tracks_figure(table: pd.DataFrame) -> style.Drawn:
-    """systems_forest for all tracks side by side: the same systems in the same rows, by their mean change over the tracks."""
-    return systems_forest(table)
 
 
 @style.drawn
@@ -146,7 +141,7 @@ def similarity_matrix(table: pd.DataFrame) -> style.Drawn:
     seaborn.heatmap(means, cmap=light, cbar=False, linewidths=0.8, ax=axis)
     for row in table.itertuples():
         x, y = evaluated.index(row.similarity_eval), train.index(row.similarity_train)
-        spread, star = f" ± {row.sd:.3f}" * (row.sd >= 0), " *" * (row.p_value < 0.05)
+        spread, star = f" ± {row.sd:.3f}" * (row.sd >= 0), " *" * (row.p_value < SIGNIFICANT)
         text = f"{row.mean:.3f}{spread}{star}\n{percent(row.delta_percent)}"
         axis.text(x + 0.5, y + 0.5, NO_SCORE if np.isnan(row.mean) else text, ha="center", va="center")
         if row.own:
@@ -155,7 +150,7 @@ def similarity_matrix(table: pd.DataFrame) -> style.Drawn:
     axis.tick_params(length=0, labelrotation=0)
     axis.grid(False)
     note = f"{NDCG}, mean ± sd over seeds (yellower: higher), and change against the frozen encoder; "
-    note += "*: p < 0.05 (Holm) against the system's own evaluation"
+    note += f"*: p < {SIGNIFICANT:g} (Holm) against the system's own evaluation"
     style.legend(figure, [Patch(fill=False, linewidth=1.3, label="ranks as in training")], note)
     return figure, table
 
