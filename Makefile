@@ -9,7 +9,7 @@ run = code=0; $(BIN)/snakemake --quiet all --cores $(JOBS) --configfile $(1) || 
 	[ $$code = 0 ] || { echo "what is wrong is said above, or by $(BIN)/snakemake -n --configfile $(1)"; exit $$code; }
 EXPORT = $(BIN)/python workflow/write_page.py
 
-.PHONY: reproduce real writeup status test lab lint bench help
+.PHONY: reproduce study real writeup status test lab lint bench help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,10 +23,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 reproduce: $(VENV)/.installed  ## the main job: data, training, diagnosis, evaluation, ablation, write-up
 	@$(call run,workflow/reproduce.yaml)
-	@$(MAKE) --silent data/results/reproduce/writeup.html
 
-data/results/reproduce/writeup.html: data/runs/reproduce/09-writeup.ipynb
-	$(EXPORT) $< --html $@
+study: $(VENV)/.installed      ## a study of your own: make study CONFIG=workflow/mine.yaml
+	@test -n "$(CONFIG)" || { echo "name its config file: make study CONFIG=workflow/mine.yaml (see the README)"; exit 2; }
+	@$(call run,$(CONFIG))
 
 real: $(VENV)/.installed       ## the same on real collections, in three tracks: ASYMLIB_DATA=folder make real
 	@test -n "$(ASYMLIB_DATA)" || { echo "set ASYMLIB_DATA to a folder with beir/ and pairs/ (see the README)"; exit 2; }
@@ -34,7 +34,7 @@ real: $(VENV)/.installed       ## the same on real collections, in three tracks:
 	$(EXPORT) data/runs/real/09-writeup.ipynb --markdown ANALYSIS.md --readme README.md
 
 writeup: $(VENV)/.installed    ## ANALYSIS.md and the README's table again, from the committed tables in data/results/real
-	@mkdir -p data/runs/committed
+	@mkdir -p data/runs/committed && rm -f data/runs/committed/09-writeup.*
 	$(BIN)/python workflow/run_notebook.py notebooks/09_writeup.ipynb data/runs/committed/09-writeup.json '{"study": "real", "full": "real-full"}'
 	$(EXPORT) data/runs/committed/09-writeup.ipynb --markdown ANALYSIS.md --readme README.md
 

@@ -27,7 +27,6 @@ masked: bool = True
 weights: list[float] = [1.0, 0.1]
 grid: dict[str, float] = {"low": 0.1}
 limit: int = None
-anything: Any = None
 changes: dict = {}
 """
 SLEEPER = """
@@ -107,7 +106,7 @@ def status(home, name):
         ("weights", [2, 0.5], [2.0, 0.5]),
         ("limit", None, None),
         ("limit", 5, 5),
-        ("anything", [1, {"a": None}], [1, {"a": None}]),
+        ("changes", {"a": [1, None]}, {"a": [1, None]}),
     ],
 )
 def test_parameters_arrive_in_the_notebooks_types(tmp_path, name, value, arrives):
@@ -223,13 +222,13 @@ def test_a_job_leaves_a_receipt_and_an_equal_one_is_not_run_again(tmp_path):
 @pytest.mark.notebook
 def test_jobs_fail_run_out_of_time_and_lose_their_engine_without_leaving_anything_running(tmp_path):
     jobs = {
-        "slow": start(tmp_path, "slow", SLEEPER, given={"recipe": "slow"}, limit=8),
+        "slow": start(tmp_path, "slow", SLEEPER, given={"recipe": "slow"}, limit=15),
         "error": start(tmp_path, "error", "raise ValueError('too long\\nby far')"),
         "dies": start(tmp_path, "dies", "import os\nos.kill(os.getpid(), 9)"),
         "silent": start(tmp_path, "silent", "1", files=["never"]),
     }
     words = {
-        "slow": "In [2]: time limit reached",
+        "slow": "time limit reached",
         "error": "In [2]: ValueError: too long",
         "dies": "Kernel died",
         "silent": "did not write never",
@@ -246,7 +245,8 @@ def test_jobs_fail_run_out_of_time_and_lose_their_engine_without_leaving_anythin
     stopped = start(tmp_path, "stopped", SLEEPER, given={"recipe": "stopped"})
     wait_for((tmp_path / "pids-stopped").exists)
     stopped.send_signal(signal.SIGTERM)
-    assert stopped.wait(timeout=30) == 1 and status(tmp_path, "stopped")["error"].endswith("terminated")
+    stopped.communicate(timeout=30)
+    assert stopped.returncode == 1 and status(tmp_path, "stopped")["error"].endswith("terminated")
     assert all(gone(int(pid)) for pid in (tmp_path / "pids-stopped").read_text().split())
 
 
@@ -281,5 +281,5 @@ def test_two_gpus_are_shared_out_and_given_back(tmp_path):
         start(tmp_path, f"g{n}", cell, given={"recipe": f"seen{n}"}, files=[f"seen{n}"], environment=given)
         for n in range(3)
     ]
-    assert [job.wait() for job in jobs] == [0, 0, 0]
+    assert all(" ok " in job.communicate()[0] for job in jobs)
     assert {(tmp_path / f"seen{n}").read_text() for n in range(3)} == {"5", "6"}

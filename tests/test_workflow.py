@@ -37,9 +37,11 @@ def write(names, text):
     "recipes": """
 from asymlib.errors import InputError
 class Recipe:
+    trained = True
     def with_changes(self, **changes):
         if set(changes) - {"lr"}:
             raise InputError(f"recipe: unknown field {changes}")
+        return self
 def get_recipe(name):
     return Recipe()
 """,

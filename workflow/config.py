@@ -54,6 +54,12 @@ class Family(BaseModel):
         ):
             if wrong := sorted(set(names) - set(known)):
                 raise ValueError(f"{key}: {wrong[0]!r} is not one of {', '.join(known)}")
+        for key, given in ({"studies": self.studies, "search": self.search, "parameters": self.parameters}).items():
+            for name, parameters in given.items():
+                if taken := sorted({"study", "recipe", "save_as"} & set(parameters)):
+                    raise ValueError(f"{key}: {name}: {taken[0]!r} is given by the workflow itself; leave it out")
+        if len(set(self.recipes)) < len(self.recipes):
+            raise ValueError("recipes: one stands twice")
         if 0 < len(set(self.search) & set(self.joined)) < len(self.joined):
             raise ValueError(f"search: {', '.join(self.joined)} are compared: give all of them a search, or none")
         return self

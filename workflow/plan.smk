@@ -21,22 +21,26 @@ def figures(study, names):
     return [f"figures/{study}/{name}.png" for name in names.split()]
 
 
-def user_files(source="docstrings", **parameters):
+def user_files(study):
     """The files that a study is read from; docstrings come from the installed packages."""
+    given = FAMILY.studies[study]
+    source = run_notebook.check(notebook("data_prep"), {"study": study} | given).get("source", "docstrings")
     if source == "docstrings":
         return []
     from asymlib.data import studies  # slow, and not needed for docstrings
 
-    return studies.input_files(source, parameters)
+    return studies.input_files(source, given)
 
 
 def plan():
     main, prepared, heads = FAMILY.study, {}, {}
+    if wrong := sorted(set(FAMILY.parameters) - {notebook(verb).stem for verb in JOBS}):
+        raise InputError(f"config: parameters: {wrong[0]!r} is no notebook; there are {', '.join(notebook(verb).stem for verb in JOBS)}")
     gate = [job(main, "parity", tables(main, "parity.csv"), [], collections=FAMILY.parity)] if FAMILY.parity else []
     for study in sorted(FAMILY.studies, key=lambda name: name != main):  # the main one first, alone: a fresh cache must always
         needs = [prepared[main]] if prepared else gate                   # encode the same texts in the same batches
         files = [f"data/prepared/{study}/", *tables(study, "texts.csv")]
-        prepared[study] = job(study, "data_prep", files, needs + user_files(**FAMILY.studies[study]), **FAMILY.studies[study])
+        prepared[study] = job(study, "data_prep", files, needs + user_files(study), **FAMILY.studies[study])
     for study in FAMILY.trained:
         heads[study] = [
             job(study, "train_heads", [f"data/runs/{study}/heads/{recipe}/{name}" for name in ("config.json", "heads.safetensors", "history.parquet")],
@@ -70,4 +74,4 @@ def plan():
     job(main, "ablation", tables(main, "ablations.csv ablation_effects.csv") + figures(main, "ablation"), [prepared[main]])
     if FAMILY.oracle:
         job(main, "oracle", tables(main, "oracle.csv") + figures(main, "oracle"), [prepared[main]])
-    job(main, "writeup", [], [receipt for receipt in PLAN if JOBS["writeup"] not in receipt])
+    job(main, "writeup", [f"data/results/{main}/writeup.html"], [receipt for receipt in PLAN if JOBS["writeup"] not in receipt])

@@ -21,18 +21,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from asymlib.errors import InputError, run_command
-from asymlib.files import read_json, sha256_file, write_json
+from asymlib.files import read_json, sha256_file, write_json, write_text
 
 START_TIMEOUT = 120  # s for a kernel to answer; a busy machine needs more than the usual 60
 BACK_OFF = (2.0, 8.0)  # s before the second and the third start of a kernel that did not come up
 GRACE = 5.0  # s between interrupting a kernel, so that its cells can clean up, and killing it
-TYPES = {"Any": Any, "list": list, "dict": dict, "int": int, "float": float, "str": str, "bool": bool}
+TYPES = {"list": list, "dict": dict, "int": int, "float": float, "str": str, "bool": bool}
 
 # --- what a notebook is --------------------------------------------------------------------------------------------
 
@@ -65,7 +64,7 @@ def parameters_of(notebook: Path) -> type[BaseModel]:
         for node in ast.parse(tagged[0]).body:
             name, default = node.target.id, ast.literal_eval(node.value)
             kind = eval(ast.unparse(node.annotation), {"__builtins__": {}}, TYPES)
-            fields[name] = (kind | None if default is None and kind is not Any else kind, default)
+            fields[name] = (kind | None if default is None else kind, default)
             create_model("Parameter", __config__=config, **{name: fields[name]})()
     except (AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:
         line = getattr(error, "lineno", None) or node.lineno
@@ -132,8 +131,9 @@ class Guard(threading.Thread):
                 self.ended = "the engine is gone"
             elif time.monotonic() > self.deadline:
                 self.ended = "time limit reached"
-        below = psutil.Process().children(recursive=True)
+        below = set()
         for number in (signal.SIGINT, signal.SIGKILL):
+            below |= {*psutil.Process().children(recursive=True)}
             for process in below:
                 with suppress(ProcessLookupError):
                     if process.is_running():
@@ -221,6 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("parameters", type=json.loads)
     parser.add_argument("--files", nargs="*", default=[], help="what the notebook must write; a folder ends in /")
     parser.add_argument("--inputs", nargs="*", default=[], help="files that the result depends on")
+    parser.add_argument("--page", help="self-contained HTML page to make of the executed notebook, one of --files")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds")
     parser.add_argument("--parent", type=int, default=os.getppid(), help="the process to end with")
     options = parser.parse_args(argv)
@@ -250,6 +251,10 @@ def main(argv: list[str] | None = None) -> int:
         if guard.ended:
             guard.done.wait()  # until nothing that the kernel started is left
         try:
+            if options.page and not error:
+                from write_page import page  # here: nbconvert is slow to import
+
+                write_text(options.page, page(f"{base}.ipynb", "html"))
             files = {} if error else written(options.files)
         except InputError as absent:
             error = str(absent)

@@ -19,11 +19,11 @@ def look(receipt: Path) -> tuple[str, float | None, str]:
     state, seconds, error = last["state"], last.get("seconds"), last.get("error", "")
     if state == "running":
         seconds = time.time() - last["started"]
-        with open(f"{base}.log") as log:
+        with open(f"{base}.log", "r+") as log:
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 state, error = "killed", "it ended without a word"
-            except BlockingIOError:  # a running job holds its log
+            except OSError:  # a running job holds its log
                 pass
     elif state == "ok":
         changed = (
