@@ -68,7 +68,7 @@ JOBS = [
     ("01_data_prep", OWN | {"limit_train": 160, "limit_validation": 48, "limit_per_collection": 40, "max_length": 16}),
     ("02_train_heads", TRAINING | {"save_as": "1e-3"}),
     ("02_train_heads", TRAINING | {"save_as": "exploded", "changes": TRAINING["changes"] | {"lr": 1e12}}),
-    *((name, {"study": "own"}) for name in ("04_magnitude", "05_evaluation", "06_robustness")),
+    *((name, {"study": "own"}) for name in ("04_magnitude", "05_evaluation", "06_robustness", "09_writeup")),
 ]
 # Runs the notebooks of a list of [path, parameters] in one process, each in a namespace of its own.
 RUNNER = """
