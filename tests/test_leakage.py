@@ -17,7 +17,11 @@ def test_overlap_counts_texts_that_start_or_end_alike():
     queries = ["who BUILT it", "who built them"]
     collection = Collection("test", list("1234"), documents, ["q1", "q2"], queries, {"q1": {"1": 1}, "q2": {"2": 1}})
     counts = {"queries": 2, "queries_in_training": 1, "queries_share": 0.5}
-    assert overlap(training, collection) == counts | {"documents": 4, "documents_in_training": 2, "documents_share": 0.5}
+    assert overlap(training, collection) == counts | {
+        "documents": 4,
+        "documents_in_training": 2,
+        "documents_share": 0.5,
+    }
 
 
 @given(st.text(max_size=300), st.text(" -_.,!", max_size=5))

@@ -13,6 +13,7 @@ from asymlib import losses, magnitude, train
 from asymlib.errors import InputError
 from asymlib.pair_vectors import PairVectors
 from asymlib.recipes import Recipe
+from tests.test_alarm import long, row
 
 SMALL = Recipe(name="small", similarity="dot", temperature=0.5, lr=1e-2, batch_size=16, epochs=2)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -239,12 +240,6 @@ def test_an_empty_recorder_and_a_missing_split():
 # ---------------------------------------------------------------- attribution
 
 
-def row(logit: float, query: float, document: float, **more: float) -> pd.Series:
-    return pd.Series(
-        {"similarity.positive.dot": logit, "length.query.mean": query, "length.document.mean": document, **more}
-    )
-
-
 def test_attribution_by_hand():
     # logit 2 -> 24, factor 12 = 2 (query) x 3 (document) x 2 (angle)
     found = magnitude.attribution(row(2, 1, 1), row(24, 2, 3))
@@ -295,15 +290,6 @@ def test_attribution_refuses_logits_without_a_logarithm():
 
 def test_attribution_without_any_growth_has_no_share():
     assert math.isnan(magnitude.attribution(row(2, 1, 1), row(2, 1, 1))["length_share"])
-
-
-def long(rows: list[pd.Series], system: str = "x", seed: int = 0, split: str = "validation") -> pd.DataFrame:
-    """A history from one row of statistics an epoch, epochs 0, 1, 2, ..."""
-    return pd.DataFrame(
-        [(system, seed, 10 * epoch, float(epoch), split, name, value)
-         for epoch, values in enumerate(rows) for name, value in values.items()],
-        columns=magnitude.HISTORY_COLUMNS,
-    )  # fmt: skip
 
 
 def test_a_history_is_attributed_from_the_epoch_asked_for():
