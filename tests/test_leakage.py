@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from asymlib.data.collections import Collection
 from asymlib.data.leakage import NEAR_DUPLICATE, near_duplicates, overlap, overlap_keys, same_words, without_overlap
-from asymlib.data.pairs import Pairs
 from tests.test_collections import prose
 
 
