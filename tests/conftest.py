@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from asymlib.encoding.encoder import EncoderConfig
+from tests.small_encoders import build_bert
+
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -38,3 +41,14 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         path.symlink_to("/dev/full") if path.suffix == ".part" else touch(path, *arguments, **keywords)
 
     monkeypatch.setattr(Path, "touch", full)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """The folder of a BERT of two hundred words."""
+    return build_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture
+def config(bert):
+    return EncoderConfig(model=str(bert), max_length=32, device="cpu")

@@ -17,16 +17,6 @@ from asymlib.errors import InputError
 from tests.small_encoders import build_bert, build_static, plain, some_texts, stored
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    return build_bert(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture
-def config(bert):
-    return EncoderConfig(model=str(bert), max_length=32, device="cpu")
-
-
 @pytest.fixture
 def static(tmp_path):
     return EncoderConfig(model=str(build_static(tmp_path)), device="cpu")

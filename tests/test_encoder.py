@@ -14,17 +14,6 @@ from asymlib.encoding.encode import encode
 from asymlib.encoding.encoder import EMBEDDED_PACKAGE, EMBEDDED_SHA256, EncoderConfig, find_encoder, load_model
 from asymlib.errors import InputError
 from asymlib.files import sha256_file
-from tests.small_encoders import build_bert
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    return build_bert(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture
-def config(bert):
-    return EncoderConfig(model=str(bert), max_length=32, device="cpu")
 
 
 @pytest.mark.parametrize(
