@@ -4,12 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
-# One line a job that starts or ends, then what is not done and why.
-run = code=0; $(BIN)/snakemake --quiet all --cores $(JOBS) --configfile $(1) || code=$$?; $(BIN)/python workflow/status.py --brief; \
-	[ $$code = 0 ] || { echo "what is wrong is said above, or by $(BIN)/snakemake -n --configfile $(1)"; exit $$code; }
+export PYTHONUTF8 := 1
+SHELL := /bin/bash
+# What the engine says of itself beside the one line of each job that starts or ends. Anything else, an error of its own, is shown.
+NOISE := ^(Using (workflow|shell|profile)|Assuming |Building DAG|Select jobs|Execute [0-9]+ jobs|Nothing to be done|Complete log|Elapsed time|RuleException:|CalledProcessError in|Command .set -euo pipefail|Exiting because a job|WorkflowError:$$|At least one job did not|Removing output files|Trying to restart|$$)
+# The config file is checked first; then jobs; then what is not done and why.
+run = $(BIN)/python workflow/config.py $(1) || exit; \
+	{ $(BIN)/snakemake --quiet rules progress host reason --cores $(JOBS) --configfile $(1) 2>&1 >&3 | (trap '' INT; grep --line-buffered -vE '$(NOISE)' >&2); \
+	code=$${PIPESTATUS[0]}; } 3>&1; $(BIN)/python workflow/status.py --brief; exit $$code
 EXPORT = $(BIN)/python workflow/write_page.py
 
-.PHONY: reproduce study real writeup status test lab lint bench help
+.PHONY: reproduce study real writeup status test browser lab lint bench help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,7 +47,10 @@ status: $(VENV)/.installed     ## one line a job: state, seconds, error
 	@$(BIN)/python workflow/status.py
 
 test: $(VENV)/.installed       ## every test that needs no network, GPU or external data
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+browser: $(VENV)/.installed    ## pages and JupyterLab in a real browser
+	ASYMLIB_BROWSER=1 $(BIN)/python -m pytest -q -rs tests/test_browser.py
 
 lab: $(VENV)/.installed        ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from asymlib import losses
 from asymlib.errors import InputError
-from asymlib.magnitude import attribution, statistics, wide
+from asymlib.magnitude import GROWTH, attributable, attribution, statistics, wide
 
-GROWTH = ("length.query.mean", "length.document.mean", "similarity.positive.dot")  # what attribution() needs
+FINITE = ("similarity.", "length.", "std.", "accuracy", "loss.")  # statistics that are numbers in any run that is well
+KEPT = [*GROWTH, "std.query", "std.document"]  # what growth is judged by
+ROWS = 2048  # of a larger batch, the first pairs that are looked at
 
 
 @dataclass(frozen=True)
@@ -31,74 +33,98 @@ class Limits:
 
     cosine_low: float = 0.5
     cosine_high: float = 1.0
-    std_growth: float = 1.5  # factor over the first row
+    negative_cosine: float = 0.9  # above which all texts lie in one cone
+    std_growth: float = 1.5  # factor since the warm-up
     length_growth: float = 1.25  # factor since half-way, of the geometric mean of both sides
     length_share: float = 0.75  # of the log-growth of q.d since half-way, above which 'the angle stands still'
     accuracy: float = 0.9
+    accuracy_lost: float = 0.01  # against the frozen encoder
     loss_rise: float = 0.02  # relative, validation loss above its lowest value so far
 
 
 def check(
-    first: pd.Series,
+    first: pd.Series | None,
     now: pd.Series,
     halfway: pd.Series | None = None,
     lowest_loss: float | None = None,
     limits: Limits | None = None,
+    frozen_accuracy: float | None = None,
 ) -> list[Finding]:
     """The warnings that a row of statistics raises, given earlier rows of the same run.
 
-    first, now, halfway: named as in statistics(), plus 'epoch'. Names that are missing skip their rule. halfway: the row at
-    half of the training so far, what "lengths grow while the angle stands still" is measured against, so that the rule has no
-    time scale of its own and forgets the first turn of a random start; default `first`. lowest_loss: the lowest
-    loss.contrastive so far, for the rising-loss rule.
+    first, now, halfway: named as in statistics(), plus 'epoch'. Names that are missing skip their rule; a row that is not
+    finite raises that alone. first: what the growth of std is measured against, None: growth is not judged yet. halfway: what
+    "lengths grow while the angle stands still" is measured against, the row at half of the training so far, so that the rule
+    has no time scale of its own; default `first`. lowest_loss: of loss.contrastive so far. frozen_accuracy: the encoder's.
     """
-    halfway = first if halfway is None else halfway
     limits = limits or Limits()
+    epoch = float(now.get("epoch", math.nan))
+    if lost := [name for name, value in now.items() if name.startswith(FINITE) and not math.isfinite(value)]:
+        return [Finding("not-finite", f"{lost[0]} is {now[lost[0]]}", float(now[lost[0]]), "finite numbers", epoch)]
     found = []  # rule, message, value, expected
     cosine = now.get("similarity.positive.cosine")
     if cosine is not None and not limits.cosine_low <= cosine <= limits.cosine_high + 1e-6:
         expected = f"within [{limits.cosine_low:g}, {limits.cosine_high:g}]"
         found.append(("positive-cosine", f"positive cosine is {cosine:.2f}", cosine, expected))
+    if (cosine := now.get("similarity.negative.cosine", 0.0)) > limits.negative_cosine:
+        message = f"negative cosine is {cosine:.3f}, all texts lie in one cone"
+        found.append(("negative-cosine", message, cosine, f"at most {limits.negative_cosine:g}"))
+    if first is not None:
+        found += _growth(first, now, first if halfway is None else halfway, limits)
+    accuracy = now.get("accuracy", 1.0)
+    if accuracy < limits.accuracy:
+        message = f"in-batch accuracy is {accuracy:.0%}"
+        found.append(("accuracy", message, accuracy, f"at least {limits.accuracy:.0%}"))
+    if frozen_accuracy is not None and frozen_accuracy - accuracy > limits.accuracy_lost - 1e-6:  # rounded to float32
+        message = f"accuracy {accuracy:.1%} is below the frozen encoder's, {frozen_accuracy:.1%}"
+        expected = f"less than {100 * limits.accuracy_lost:g} points below"
+        found.append(("accuracy-below-frozen", message, accuracy, expected))
+    loss = now.get("loss.contrastive", 0.0)
+    if lowest_loss is not None and loss > lowest_loss * (1 + limits.loss_rise):
+        message = f"contrastive loss {loss:.3f} is above its lowest, {lowest_loss:.3f}"
+        found.append(("loss-rising", message, loss, "a falling loss"))
+    return [Finding(rule, message, float(value), expected, epoch) for rule, message, value, expected in found]
+
+
+def _growth(first: pd.Series, now: pd.Series, halfway: pd.Series, limits: Limits) -> list[tuple[str, str, float, str]]:
+    """The growth rules of check()."""
+    found = []
     for side in ("query", "document"):
         name = f"std.{side}"
         if name in now and name in first and now[name] > limits.std_growth * first[name] > 0:
             growth = now[name] / first[name]
             message = f"{side} std grew {growth:.2f} times to {now[name]:.3g}"
             found.append((f"std-{side}-growing", message, growth, f"at most {limits.std_growth:g} times"))
-    known = all(name in now and name in halfway for name in GROWTH)
-    if known and now["similarity.positive.dot"] > 0 and halfway["similarity.positive.dot"] > 0:
+    if attributable(halfway, now):
         growth = math.sqrt(math.prod(now[name] / halfway[name] for name in GROWTH[:2]))
         grown = attribution(halfway, now)
         # length >= share x total, not length / total >= share: it also holds where the angle lost more than length gained
         if growth > limits.length_growth and grown["total"] - grown["angle"] >= limits.length_share * grown["total"]:
-            share = (
-                f"carry {grown['length_share']:.0%} of the logit's growth" if grown["total"] > 0 else "the angle fell"
-            )
+            share = f"carry {grown['length_share']:.0%} of the logit's growth"
+            message = f"lengths grew {growth:.2f} times and {share if grown['total'] > 0 else 'the angle fell'}"
             expected = f"at most {limits.length_growth:g} times, or the angle moving too"
-            found.append(("length-without-angle", f"lengths grew {growth:.2f} times and {share}", growth, expected))
-    accuracy = now.get("accuracy")
-    if accuracy is not None and accuracy < limits.accuracy:
-        message = f"in-batch accuracy is {accuracy:.0%}"
-        found.append(("accuracy", message, accuracy, f"at least {limits.accuracy:.0%}"))
-    loss = now.get("loss.contrastive", 0.0)
-    if lowest_loss is not None and loss > lowest_loss * (1 + limits.loss_rise):
-        message = f"contrastive loss {loss:.3f} is above its lowest, {lowest_loss:.3f}"
-        found.append(("loss-rising", message, loss, "a falling loss"))
-    epoch = float(now.get("epoch", math.nan))
-    return [Finding(rule, message, float(value), expected, epoch) for rule, message, value, expected in found]
+            found.append(("length-without-angle", message, growth, expected))
+    return found
 
 
-def check_history(history: pd.DataFrame) -> pd.DataFrame:
+def check_history(history: pd.DataFrame, frozen_accuracy: float | dict[str, float] | None = None) -> pd.DataFrame:
     """Warnings for every run and epoch of a history's validation rows: system, seed, epoch, rule, message, value, expected.
 
-    The first row of a run is what growth is measured against; it is judged itself for everything but growth.
+    Growth is measured from the untrained start, or from the row after it where the start's positive cosine is below the limit,
+    as a random one's. frozen_accuracy: magnitude.frozen_accuracy() of these pairs, for all or by system, which rows after the
+    start are compared with; default: the run's own start, which says little of a random one.
     """
-    rows = []
-    for (system, seed), run in wide(history, "validation").groupby(["system", "seed"], sort=False):
-        run = run.sort_values("step")
-        lowest = run["loss.contrastive"].cummin().shift(1)  # nan for the first row: no loss is above it
+    rows, validation = [], history[history["split"] == "validation"]
+    for (system, seed), part in validation.groupby(["system", "seed"], observed=True):
+        run = wide(part, "validation").sort_values("step", ignore_index=True)
+        lowest = run["loss.contrastive"].cummin().shift(1) if "loss.contrastive" in run else [None] * len(run)
+        frozen = frozen_accuracy.get(system) if isinstance(frozen_accuracy, dict) else frozen_accuracy
+        frozen = run["accuracy"][0] if frozen is None and "accuracy" in run else frozen
+        start = int((run["epoch"] <= 0).sum())
+        warm = 0 if run.get("similarity.positive.cosine", [math.nan])[0] >= Limits.cosine_low else start
         for i, low in enumerate(lowest):
-            for warning in check(run.iloc[0], run.iloc[i], run.iloc[i // 2], low):
+            first, halfway = (run.iloc[warm], run.iloc[(warm + i) // 2]) if i > warm else (None, None)
+            for warning in check(first, run.iloc[i], halfway, low, None, frozen if i >= start else None):
                 rows.append({"system": system, "seed": seed, **vars(warning)})
     return pd.DataFrame(rows, columns=["system", "seed", "epoch", "rule", "message", "value", "expected"])
 
@@ -122,39 +148,83 @@ class Alarm:
             for warning in alarm(q, d):
                 print(warning.message, "- expected", warning.expected)
 
-    Growth of std is measured against the first call, growth of length without angle against half of the calls so far.
-    Each rule speaks once, when it first holds for `hold` calls in a row. A finding's `epoch` is the number of the call.
-    Detached and without gradients: it never changes the training that it watches.
+    Growth is judged after `warm_up` calls: std against their mean, length without angle against half-way since the last.
+    A rule speaks once it has held for `hold` calls in a row, and again only after it has not held for `hold` calls in a row.
+    A batch that is not finite says so every time and counts for no other rule. A finding's `epoch` is the number of the call.
+    It neither ends nor changes what it watches: what it cannot look at, e.g. shapes that do not fit, is a finding, not-watched.
     """
 
-    def __init__(self, temperature: float, similarity: str = "dot", limits: Limits | None = None, hold: int = 1):
-        if not temperature > 0 or hold < 1:
-            raise InputError(f"alarm: temperature {temperature}, hold {hold}; expected above 0 and 1 or more")
+    def __init__(
+        self, temperature: float, similarity: str = "dot", limits: Limits = Limits(), hold: int = 1, warm_up: int = 10
+    ):
+        if not 0 < temperature < math.inf or hold < 1 or warm_up < 1:
+            raise InputError(f"alarm: {temperature = }, {hold = }, {warm_up = }; expected above 0 and 1 or more")
+        losses.score_matrix(torch.ones(1, 1), torch.ones(1, 1), similarity)  # refuses an unknown one
         self.temperature, self.similarity, self.limits, self.hold = temperature, similarity, limits, hold
-        self._first: pd.Series | None = None
-        self._past: list[tuple[float, ...]] = []  # GROWTH of every call, three numbers each
-        self._counts: dict[str, int] = {}
-        self._spoken: set[str] = set()
+        self._past: list[list[float]] = []  # KEPT of every call
+        self._held: dict[str, int] = {}  # calls in a row that a rule held; below 0: that it did not
+        self.warm_up, self._calls, self._spoken = warm_up, 0, set()
 
     @torch.no_grad()
-    def __call__(self, q: Tensor, d: Tensor) -> list[Finding]:
-        """q, d: (B, D), B >= 2. Returns the warnings that are new with this batch."""
-        if q.shape != d.shape or q.ndim != 2 or len(q) < 2:
-            shapes = f"q has shape {tuple(q.shape)}, d {tuple(d.shape)}"
-            raise InputError(f"alarm: {shapes}; expected two equal (B, D) with B >= 2")
-        q, d = q.detach().float()[None, None], d.detach().float()[None, None]
-        scores = losses.score_matrix(q, d, self.similarity)
-        same, temperature = (
-            torch.zeros_like(scores, dtype=torch.bool),
-            torch.tensor([self.temperature], device=q.device),
-        )
-        rows = statistics(q, d, scores, same, temperature)
-        now = pd.Series({name: float(value[0]) for name, value in rows.items()} | {"epoch": float(len(self._past))})
-        self._first = now if self._first is None else self._first
-        self._past.append(tuple(now[name] for name in GROWTH))
-        halfway = pd.Series(self._past[(len(self._past) - 1) // 2], index=GROWTH)
-        found = {warning.rule: warning for warning in check(self._first, now, halfway, limits=self.limits)}
-        self._counts = {rule: self._counts.get(rule, 0) + 1 for rule in found}
-        new = [found[rule] for rule in found if self._counts[rule] >= self.hold and rule not in self._spoken]
-        self._spoken |= {warning.rule for warning in new}
+    def __call__(self, q: Tensor, d: Tensor, same: Tensor | None = None) -> list[Finding]:
+        """The warnings that are new with this batch; none for fewer than two pairs.
+
+        q: (B, D). d: (M, D), M >= B: row i is the positive of row i of q, rows from B on are negatives of all, as in info_nce.
+        Equal rows are one text: positives of one query are positives of all its rows. same: (B, M) bool of further positives.
+        """
+        call, self._calls = self._calls, self._calls + 1
+        try:
+            if torch.as_tensor(q).shape[:-1].numel() < 2:
+                return []
+            now = pd.Series(self._look(q, d, same) | {"epoch": float(call)})
+        except Exception as error:  # whatever it is, the training goes on
+            message = f"the alarm cannot look at this: {error!r:.200}"
+            found = [Finding("not-watched", message, math.nan, "q (B, D) and d (B or more, D)", float(call))]
+            return self._news(found, {"not-watched"})
+        first = halfway = None
+        if len(self._past) >= self.warm_up:
+            first = pd.DataFrame(self._past[: self.warm_up], columns=KEPT).mean()
+            halfway = pd.Series(self._past[(self.warm_up - 1 + len(self._past)) // 2], index=KEPT)
+        found = check(first, now, halfway, limits=self.limits)
+        if "not-finite" in {finding.rule for finding in found}:
+            return found
+        self._past.append(now[KEPT].tolist())
+        return self._news(found, {finding.rule for finding in found} | self._held.keys())
+
+    def _look(self, q: Tensor, d: Tensor, same: Tensor | None) -> dict[str, float]:
+        """statistics() of one batch, whose accuracy counts any positive of a query."""
+        q, d = torch.as_tensor(q).detach(), torch.as_tensor(d).detach()
+        same = torch.tensor(False).expand(len(q), len(d)) if same is None else torch.as_tensor(same)
+        if q.ndim != 2 or d.shape[1:] != q.shape[1:] or len(d) < len(q) or same.shape != (len(q), len(d)):
+            raise InputError(f"q has shape {tuple(q.shape)}, d {tuple(d.shape)}, same {tuple(same.shape)}")
+        columns = torch.cat([torch.arange(min(len(q), ROWS)), torch.arange(len(q), len(d))[:ROWS]])
+        same = same[:ROWS, columns.to(same.device)].to(q.device, torch.bool)
+        dtype = torch.promote_types(torch.promote_types(q.dtype, d.dtype), torch.float32)
+        q, d = q[:ROWS].to(dtype), d[columns.to(d.device)].to(q.device, dtype)
+        with torch.autocast(q.device.type, enabled=False):
+            scores = losses.score_matrix(q, d, self.similarity)
+            positive = same | (_one_text(q).to(dtype) @ _one_text(d)[: len(q)].to(dtype) > 0)
+            batch = (value[None, None] for value in (q, d, scores, positive))
+            rows = statistics(*batch, q.new_tensor([self.temperature]))
+        best, other = (scores.masked_fill(mask, -math.inf).amax(-1) for mask in (~positive, positive))
+        rows["accuracy"] = (best > other).to(dtype).mean()[None]
+        return dict(zip(rows, torch.cat(list(rows.values())).tolist(), strict=True))
+
+    def _news(self, found: list[Finding], judged: set[str]) -> list[Finding]:
+        """Those of this call's findings that have held for long enough and were not said yet."""
+        for rule in judged:
+            count = self._held.get(rule, 0)
+            self._held[rule] = max(count, 0) + 1 if rule in {one.rule for one in found} else min(count, 0) - 1
+        self._spoken -= {rule for rule, count in self._held.items() if count <= -self.hold}
+        new = [one for one in found if self._held[one.rule] >= self.hold and one.rule not in self._spoken]
+        self._spoken |= {one.rule for one in new}
         return new
+
+
+def _one_text(z: Tensor) -> Tensor:
+    """(B, B) bool: rows with |a - b|^2 <= 1e-5 (|a|^2 + |b|^2), as one text has; if all are, a collapse: the row alone."""
+    z = z / z.abs().amax().clamp_min(losses.TINY)
+    product = z @ z.mT
+    both = product.diagonal().unsqueeze(-1) + product.diagonal()
+    equal = both - 2 * product <= 1e-5 * both
+    return (equal & ~equal.all()) | torch.eye(len(z), dtype=torch.bool, device=z.device)

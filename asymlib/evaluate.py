@@ -1,6 +1,8 @@
 """Retrieval metrics of every query, from one ranking a run and collection. Conventions that move numbers:
 
 - Equal scores are ordered as trec_eval orders them: the document id that sorts later comes first.
+- A document whose vector is zero comes behind every other, whatever the similarity. Under a zero query the others tie (but
+  under euclidean).
 - nDCG has linear gain, as in trec_eval and pytrec_eval. Binary metrics call a grade >= `relevant_from` relevant (1 as in BEIR;
   TREC DL's own convention for its binary measures is 2).
 - In a collection with `drop_self` (ArguAna) the document whose id equals the query's id is no result, for every metric.
@@ -73,14 +75,9 @@ class Qrels:
     """
 
     def __init__(
-        self,
-        name: str,
-        doc_ids: Sequence[str],
-        query_ids: Sequence[str],
-        qrels: dict[str, dict[str, int]],
-        drop_self: bool = False,
-        relevant_from: int = 1,
-    ):
+        self, name: str, doc_ids: Sequence[str], query_ids: Sequence[str], qrels: dict[str, dict[str, int]],
+        drop_self: bool = False, relevant_from: int = 1,
+    ):  # fmt: skip
         """qrels: query id -> {document id: grade}. relevant_from: the lowest grade that mrr and recall call relevant."""
         if relevant_from < 1:
             raise InputError(f"relevant_from {relevant_from}: expected at least 1")
@@ -169,14 +166,9 @@ class Ranking:
 
 
 def rank(
-    qrels: Qrels,
-    queries: np.ndarray,
-    documents: np.ndarray,
-    similarity: str,
-    trained_with: str | None,
-    k: int = 100,
-    allow_other_similarity: bool = False,
-) -> Ranking:
+    qrels: Qrels, queries: np.ndarray, documents: np.ndarray, similarity: str, trained_with: str | None,
+    k: int = 100, allow_other_similarity: bool = False,
+) -> Ranking:  # fmt: skip
     """The first k documents of every query, or all of them if there are fewer.
 
     queries: (Q, D), documents: (N, D), as the ids of qrels. trained_with: the similarity of their training, None for none.

@@ -14,6 +14,7 @@ from asymlib.losses import SIMILARITIES
 
 BLOCK = 16  # rows whose maximum is compared with a query's k-th best score before any of them is looked at
 LONGEST = 1e18  # longer vectors could overflow float32: |q - d|^2 <= (2e18)^2 = 4e36 < 3.4e38
+LAST = -1e37  # the score of a document without a direction, below that of every other
 
 
 def top_k(
@@ -23,12 +24,13 @@ def top_k(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The k documents with the largest score for each query (losses.score_matrix): exact, ties at the k-th place included.
 
+    A document whose vector is zero (an empty text) says nothing of its relevance: it scores LAST, whatever the similarity.
     queries: (Q, D). documents: (N, D), an array, a np.memmap or a .npy file, of which only a chunk is held in memory.
     tie_rank: (N,) integers, all different; among equal scores the larger one comes first. None: the earlier row first.
     exclude: (Q,) the row of one document that is no result for this query, -1 for none.
     doc_chunk, query_chunk: rows scored at a time (None: 8,192 on a CPU, 262,144 elsewhere). device: None is the CPU.
     Returns scores (Q, k) float32 and rows (Q, k) int64, best first; if there are fewer than k documents the rest is -inf, -1.
-    InputError: another dimension, a NaN, infinite or zero vector where a length is divided by, naming side and row.
+    InputError: another dimension, a NaN or infinite vector, naming side and row.
     """
     is_file, documents = isinstance(documents, str | PathLike), _checked(queries, documents, k, similarity)
     device = torch.device(device or "cpu")
@@ -45,8 +47,11 @@ def top_k(
         if not hasattr(buffers, "scores"):
             buffers.scores = torch.empty((min(doc_chunk, len(documents)) + BLOCK) * len(parts[0].q), device=device)
         d = _vectors(documents[start : start + doc_chunk], "documents", start, similarity, device)
+        zero = (~d.any(1)).nonzero()[:, 0]
         for best in parts:
-            best.add(d, start, torch.from_numpy(rank[start : start + len(d)]).to(device), similarity, buffers.scores)
+            best.add(
+                d, zero, start, torch.from_numpy(rank[start : start + len(d)]).to(device), similarity, buffers.scores
+            )
         if is_file:
             documents._mmap.madvise(mmap.MADV_DONTNEED)  # read pages would stay in this process's memory
 
@@ -81,13 +86,14 @@ def _checked(queries: np.ndarray, documents: np.ndarray | str | PathLike, k: int
 def _vectors(rows: np.ndarray, side: str, start: int, similarity: str, device: torch.device) -> Tensor:
     """Rows as the similarity wants them, after refusing those whose score would not be a number."""
     x = torch.from_numpy(np.require(rows, np.float32, ["C", "W"])).to(device)
-    length, divided_by = torch.linalg.vector_norm(x, dim=1), SIMILARITIES[similarity][side == "documents"]
-    wrong = ~((length <= LONGEST) & (length > (0 if divided_by else -1)))  # true for NaN as well
+    length = torch.linalg.vector_norm(x, dim=1)
+    wrong = ~(length <= LONGEST)  # true for NaN as well
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        wanted = f"at most {LONGEST:g}" + (f" and, for {similarity}, above 0" if divided_by else "")
-        raise InputError(f"{side} row {start + row}: a vector of length {length[row]:g}, expected {wanted}")
-    return x / length[:, None] if divided_by else x
+        raise InputError(f"{side} row {start + row}: a vector of length {length[row]:g}, expected at most {LONGEST:g}")
+    if not SIMILARITIES[similarity][side == "documents"]:
+        return x
+    return x / torch.where(length > 0, length, torch.inf)[:, None]  # a zero vector stays zero
 
 
 class _Best:
@@ -99,14 +105,16 @@ class _Best:
         self.bound = self.nothing.expand(len(q))  # (B,) what a key must exceed to be among the best
         self.found: list[tuple[Tensor, Tensor]] = []  # (query, key) of candidates
 
-    def add(self, d: Tensor, start: int, rank: Tensor, similarity: str, buffer: Tensor) -> None:
-        """d: (n, D) a chunk that starts at row `start`; rank: (n,) what its ties are decided by; buffer: scratch space."""
+    def add(self, d: Tensor, zero: Tensor, start: int, rank: Tensor, similarity: str, buffer: Tensor) -> None:
+        """d: (n, D) a chunk that starts at row `start`; zero: its rows that are zero; rank: (n,) what its ties are decided by;
+        buffer: scratch space."""
         n, b = len(d), len(self.q)
         scores = buffer[: -(-n // BLOCK) * BLOCK * b].view(-1, b)  # (blocks * BLOCK, B): maxima run along memory
         scores[n:] = -torch.inf
         torch.mm(d, self.q.T, out=scores[:n])
         if similarity == "euclidean":  # -|q - d|^2 = 2 q.d - |d|^2 - |q|^2
             scores[:n].mul_(2).sub_(torch.linalg.vecdot(d, d)[:, None]).sub_(torch.linalg.vecdot(self.q, self.q))
+        scores[zero] = LAST
         bound = self.bound
         if not self.found and n > self.k:  # one more than k, as one may be hidden
             bound = self.bound = _pack(scores.topk(self.k + 1, dim=0).values[-1], 0) - 1

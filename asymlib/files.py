@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from asymlib.errors import InputError
 
@@ -27,19 +28,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     and what stood at `path` before is untouched. A full disk (or quota) is an InputError that names `path`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        if noted := os.environ.get("ASYMLIB_WRITTEN"):  # a job's list of the files that it wrote
+            with open(noted, "ab") as file:
+                file.write(os.fsencode(path.absolute()) + b"\n")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(
-                f"{path}: no space left on the disk; free some and run again, finished work is kept"
-            ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, None):  # None: numpy, which counts what it wrote
+            raise InputError(f"{path}: no space left on the disk; free some and run the same command again") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -62,9 +64,30 @@ def read_json(path: str | Path) -> object:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         where = f"{path}:{error.lineno}:{error.colno}" if isinstance(error, json.JSONDecodeError) else str(path)
         raise InputError(f"{where}: not valid JSON ({error})") from error
+
+
+def _record_sha256(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def write_record(path: str | Path, values: dict[str, Any]) -> None:
+    """Write JSON that carries its own SHA-256, in the field record_sha256 beside the values (JSON literals)."""
+    values = json.loads(json.dumps(values))
+    write_json(path, {**values, "record_sha256": _record_sha256(values)})
+
+
+def read_record(path: str | Path, cure: str) -> dict[str, Any]:
+    """The values that write_record wrote. An absent, altered or other file is an InputError with the cure, e.g. "train again"."""
+    try:
+        values = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; {cure}") from error
+    if not isinstance(values, dict) or values.pop("record_sha256", None) != _record_sha256(values):
+        raise InputError(f"{path}: not as it was written (its own SHA-256 is another, or missing); {cure}")
+    return values
 
 
 def project_path(*parts: str) -> Path:

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from asymlib import losses
 from asymlib.errors import InputError
+from asymlib.pair_vectors import PairVectors
 from asymlib.train import Snapshot
 
 HISTORY_COLUMNS = ("system", "seed", "step", "epoch", "split", "name", "value")
+GROWTH = ("length.query.mean", "length.document.mean", "similarity.positive.dot")  # what attribution() needs
 
 # The training log of the case's failed run, as its team printed it; d = 768, tau = 0.05.
 CASE_LOG = pd.DataFrame(
@@ -81,22 +83,23 @@ def statistics(
 ) -> dict[str, Tensor]:
     """Every statistic of K blocks of B pairs a run, as {name: (R,)}.
 
-    q, d: (R, K, B, D). scores: (R, K, B, B), before the temperature. same: (R, K, B, B) bool. temperature: (R,).
+    q: (R, K, B, D). d: (R, K, M, D), M >= B: rows from B on are further negatives, of which similarity.negative and accuracy
+    speak alone. scores: (R, K, B, M), before the temperature. same: (R, K, B, M) bool. temperature: (R,).
     spectrum: also IsoScore, RankMe, alignment and uniformity (on normalised rows), which cost an eigendecomposition.
     Names: similarity.positive.logit, similarity.negative.logit (score / tau), similarity.positive.cosine, ...; accuracy is the
     share of queries whose own document scores highest in its block; temperature.effective is the mean of
     tau / (|q||d|) over positives: the temperature that a cosine with these lengths in the numerator would have.
     """
     batch, dim = q.shape[-2:]
-    negative = ~(torch.eye(batch, dtype=torch.bool, device=q.device) | same)
+    negative = ~(torch.eye(batch, d.shape[-2], dtype=torch.bool, device=q.device) | same)
     count = negative.sum((-3, -2, -1)).clamp_min(1)
     tau = temperature[:, None, None, None]
     rows = {}
     for unit, values in (("logit", scores / tau), ("cosine", losses.score_matrix(q, d, "cosine"))):
         rows[f"similarity.positive.{unit}"] = values.diagonal(dim1=-2, dim2=-1).mean((-2, -1))
         rows[f"similarity.negative.{unit}"] = torch.where(negative, values, 0.0).sum((-3, -2, -1)) / count
-    dot = (q * d).sum(-1) / temperature[:, None, None]
-    rows["similarity.positive.dot"] = dot.mean((-2, -1))  # q.d / tau whatever the similarity trained with
+    d = d[..., :batch, :]
+    rows["similarity.positive.dot"] = ((q * d).sum(-1) / tau[..., 0]).mean((-2, -1))  # whatever the similarity
     best_negative = scores.masked_fill(~negative, -torch.inf).amax(-1)
     rows["accuracy"] = (scores.diagonal(dim1=-2, dim2=-1) > best_negative).float().mean((-2, -1))
     product = losses.lengths(q) * losses.lengths(d)
@@ -108,6 +111,14 @@ def statistics(
         rows["alignment"] = losses.alignment(unit_q, unit_d)
         rows["uniformity.query"], rows["uniformity.document"] = losses.uniformity(unit_q), losses.uniformity(unit_d)
     return rows
+
+
+def frozen_accuracy(pairs: PairVectors, batch_size: int) -> float:
+    """The frozen encoder's accuracy on pairs, by cosine, as a Recorder measures a run's: what training must not fall below."""
+    rows = torch.arange(len(pairs.queries) // batch_size * batch_size).view(1, -1, batch_size)
+    q, d, same = pairs.queries[rows], pairs.documents[rows], pairs.positive(rows, rows)
+    found = statistics(q, d, losses.score_matrix(q, d, "cosine"), same, torch.ones(1, device=q.device))
+    return float(found["accuracy"])
 
 
 class Recorder:
@@ -136,11 +147,10 @@ class Recorder:
         if "parameters" in shown.gradients:
             rows["gradient.parameters"] = shown.gradients["parameters"]
         values = torch.stack([value.double() for value in rows.values()], 1).cpu().numpy()  # (R, names)
-        where = {"step": shown.step, "epoch": shown.epoch, "split": shown.split}
+        shared = {"step": shown.step, "epoch": shown.epoch, "split": shown.split, "name": list(rows)}
         for (recipe, seed), active, row in zip(shown.runs, shown.active.tolist(), values, strict=True):
             if active:
-                run = {"system": recipe.name, "seed": seed, **where}
-                self._parts.append(pd.DataFrame({**run, "name": list(rows), "value": row}))
+                self._parts.append(pd.DataFrame({"system": recipe.name, "seed": seed, **shared, "value": row}))
 
     def frame(self) -> pd.DataFrame:
         """The history, long: system, seed, step, epoch, split, name, value; a stopped run's later rows are left out."""
@@ -159,6 +169,11 @@ def wide(history: pd.DataFrame, split: str) -> pd.DataFrame:
     return part.pivot(index=keys, columns="name", values="value").reset_index().rename_axis(columns=None)
 
 
+def attributable(start: pd.Series, end: pd.Series) -> bool:
+    """Whether two rows have what attribution() takes the logarithm of, above 0 and finite."""
+    return all(0 < row.get(name, math.nan) < math.inf for row in (start, end) for name in GROWTH)
+
+
 def attribution(start: pd.Series, end: pd.Series) -> dict[str, float]:
     """Split the growth of the mean positive logit into query length, document length and angle.
 
@@ -166,16 +181,12 @@ def attribution(start: pd.Series, end: pd.Series) -> dict[str, float]:
 
     S: mean of q.d/tau over positives; Q, D: mean lengths; C: the length-weighted mean cosine, which makes the sum exact.
     start, end: rows with similarity.positive.dot, length.query.mean, length.document.mean (tau cancels). Returns natural logs
-    'query', 'document', 'angle', 'total', and 'length_share' = (query + document) / total. Needs S > 0 on both sides.
+    'query', 'document', 'angle', 'total', and 'length_share' = (query + document) / total. Needs attributable rows.
     """
-    s0, s1 = float(start["similarity.positive.dot"]), float(end["similarity.positive.dot"])
-    if not (s0 > 0 and s1 > 0):
-        raise InputError(
-            f"attribution: similarity.positive.dot is {s0:.3g} then {s1:.3g}; its logarithm needs both above 0"
-        )
-    query = math.log(end["length.query.mean"] / start["length.query.mean"])
-    document = math.log(end["length.document.mean"] / start["length.document.mean"])
-    total = math.log(s1 / s0)
+    if not attributable(start, end):
+        found = ", ".join(f"{name} is {start.get(name)} then {end.get(name)}" for name in GROWTH)
+        raise InputError(f"attribution: {found}; its logarithm needs both above 0, and finite")
+    query, document, total = (math.log(end[name] / start[name]) for name in GROWTH)
     parts = {"query": query, "document": document, "angle": total - query - document, "total": total}
     return {**parts, "length_share": (query + document) / total if total else math.nan}
 
@@ -184,14 +195,12 @@ def attribute_history(history: pd.DataFrame, since: float = 1.0) -> pd.DataFrame
     """attribution() from each run's first validation row at or after epoch `since` to its last: one row a (system, seed).
 
     since: 1, as in the case's log, whose first line is epoch 1: a random head starts with positive cosines near 0, and its
-    first epoch is mostly angle. 0 counts from the untrained start. nan where a logit is not above 0.
+    first epoch is mostly angle. 0 counts from the untrained start. nan where a logit is not above 0, or a run did not get that far.
     """
     rows = []
     for (system, seed), run in wide(history, "validation").groupby(["system", "seed"], sort=False):
-        run = run.sort_values("step")
-        run = run[run["epoch"] >= since] if (run["epoch"] >= since).any() else run
-        known = run["similarity.positive.dot"].iloc[[0, -1]].gt(0).all()
-        parts = attribution(run.iloc[0], run.iloc[-1]) if known else {}
+        run = run[run["epoch"] >= since].sort_values("step")
+        parts = attribution(run.iloc[0], run.iloc[-1]) if len(run) and attributable(run.iloc[0], run.iloc[-1]) else {}
         rows.append({"system": system, "seed": seed, **parts})
     return pd.DataFrame(rows, columns=["system", "seed", "query", "document", "angle", "total", "length_share"])
 
@@ -203,17 +212,12 @@ def case_arithmetic() -> pd.DataFrame:
 
     One row an epoch: lengths, implied cosine, and the logs of growth since epoch 1. Assumes mean embeddings near zero.
     """
-    log = CASE_LOG.copy()
-    for side in ("query", "document"):
-        log[f"length.{side}.mean"] = log[f"std.{side}"] * math.sqrt(CASE_DIMENSION)
-    rows = []
-    for _, row in log.iterrows():
-        product = row["length.query.mean"] * row["length.document.mean"]
-        grown = attribution(log.iloc[0], row)
-        rows.append({"epoch": int(row["epoch"]), "positive_logit": row["similarity.positive.dot"],
-                     "query_length": row["length.query.mean"], "document_length": row["length.document.mean"],
-                     "implied_cosine": row["similarity.positive.dot"] * CASE_TEMPERATURE / product, **grown})  # fmt: skip
-    return pd.DataFrame(rows)
+    sides = {f"length.{side}.mean": CASE_LOG[f"std.{side}"] * CASE_DIMENSION**0.5 for side in ("query", "document")}
+    log = CASE_LOG.assign(**sides)
+    query, document, logit = (log[name] for name in GROWTH)
+    table = log[["epoch"]].assign(positive_logit=logit, query_length=query, document_length=document)
+    table["implied_cosine"] = logit * CASE_TEMPERATURE / (query * document)
+    return table.join(pd.DataFrame([attribution(log.iloc[0], row) for _, row in log.iterrows()]))
 
 
 def rates_by_length(length: np.ndarray, found: np.ndarray, relevant: np.ndarray, groups: int = 10) -> pd.DataFrame:

@@ -61,13 +61,8 @@ class Recipe(BaseModel):
         return Recipe(**{**self.to_dict(), **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary of literals."""
+        """The fields as a dictionary of literals; Recipe(**dictionary) is the inverse."""
         return self.model_dump()
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
-        """A recipe from a dictionary such as a JSON file holds; the inverse of to_dict."""
-        return cls(**values)
 
 
 def _in_one_line(values: dict[str, Any], error: ValidationError) -> str:
@@ -104,6 +99,17 @@ RECIPES: dict[str, Recipe] = {
         Recipe(name="whitened", head="none", whitening=0.1),
     )
 }
+
+
+# Names that tables have for something else than what a user trained.
+RESERVED = ("baseline", "whitened", "average", "best-head")
+
+
+def reserved_name(value: str, field: str, search: bool = False) -> str:
+    """`value` itself if heads may be saved under it: a safe name that is not RESERVED; best-head is the search's own."""
+    if value in RESERVED and not (search and value == "best-head"):
+        raise InputError(f"{field}: {value!r} means something else in tables; expected none of {', '.join(RESERVED)}")
+    return safe_name(value, field)
 
 
 def get_recipe(name: str) -> Recipe:

@@ -140,8 +140,8 @@ def against_baseline(
         sd: of the seeds' means (divided by n - 1), NaN for one seed
         ci_low, ci_high: bootstrap_interval over seeds and queries
         baseline, delta_percent: the baseline's mean on the same queries; 100 (mean / baseline - 1)
-        p_value: paired_randomization_test of the seeds' average per query against the baseline, Holm-corrected over all
-            rows of the table that have the same metric; NaN for the baseline itself
+        p_value: paired_randomization_test of the seeds' average per query against the baseline, Holm-corrected within its
+            family: all rows of one track and metric, data sets and their average alike; NaN for the baseline itself
         seeds: how many there are
         p_raw: the p-value before Holm's correction
         difference_low, difference_high: bootstrap_interval of mean - baseline, paired by query, in the metric's units
@@ -156,7 +156,7 @@ def against_baseline(
     for track in per_query["track"].unique():
         rows += _of_track(_aligned(per_query, track, baseline), track, baseline, n_flips, (n_draws, seed))
     result = pd.DataFrame(rows).merge(per_query[["track", "system"]].drop_duplicates())  # without a borrowed baseline
-    result["p_value"] = result.groupby("metric")["p_raw"].transform(lambda p: holm(p.to_numpy()))
+    result["p_value"] = result.groupby(["track", "metric"])["p_raw"].transform(lambda p: holm(p.to_numpy()))
     place = {c: {value: i for i, value in enumerate(per_query[c].unique())} for c in LINE}
     place["dataset"]["average"] = len(per_query)
     return result.sort_values(LINE, key=lambda column: column.map(place[column.name]), ignore_index=True)
@@ -168,7 +168,7 @@ def _of_track(table: pd.DataFrame, track: str, baseline: str, n_flips: int, draw
     label, names = _labels(strata, len(strata)), [*np.unique(strata), "average"]
     values = {line: part.to_numpy() for line, part in table.groupby(level=["system", "metric"], sort=False)}  # (S, Q)
     compared = {metric: part.mean(0) for (system, metric), part in values.items() if system == baseline}  # (Q,)
-    difference = {line: part - compared[line[1]] for line, part in values.items()}
+    difference = {(*line, "difference"): part - compared[line[1]] for line, part in values.items()}
     p_values = {line: np.full(len(names), np.nan) for line in values}
     if rivals := [line for line in values if line[0] != baseline]:
         x = np.stack([values[line].mean(0) - compared[line[1]] for line in rivals])
@@ -176,10 +176,8 @@ def _of_track(table: pd.DataFrame, track: str, baseline: str, n_flips: int, draw
     rows = []
     for i, name in enumerate(names):
         inside = np.full(len(strata), True) if name == "average" else strata == name
-        intervals, paired = (
-            _intervals({line: part[:, inside] for line, part in lines.items()}, strata[inside], *draws)
-            for lines in (values, difference)
-        )
+        both = {line: part[:, inside] for line, part in (values | difference).items()}
+        intervals = _intervals(both, strata[inside], *draws)
         for (system, metric), part in values.items():
             of_seed = _means(part[:, inside], label[inside])
             mean, reference = of_seed.mean(), _means(compared[metric][None, inside], label[inside])[0]
@@ -189,7 +187,7 @@ def _of_track(table: pd.DataFrame, track: str, baseline: str, n_flips: int, draw
             row["baseline"] = reference
             row["delta_percent"] = 100 * (mean / reference - 1) if reference else np.nan
             row["p_value"], row["seeds"], row["p_raw"] = np.nan, len(of_seed), p_values[system, metric][i]
-            row["difference_low"], row["difference_high"] = paired[system, metric]
+            row["difference_low"], row["difference_high"] = intervals[system, metric, "difference"]
             rows.append(row)
     return rows
 
@@ -261,20 +259,21 @@ def variance_split(table: pd.DataFrame, factors: Sequence[str], value: str) -> p
 
     table: one row a run, the same number of runs in every cell of the grid. The effect of a set of factors is its cell
     mean less every effect of its subsets; in a balanced grid these are orthogonal, so the shares add up to 1.
+    Where a value is missing, nothing adds up: all shares and ranges are NaN.
     Returns rows term ('a', 'a x b', ..., 'seeds'), share of the total sum of squares, and range: the largest
     difference between the levels' means for a single factor, between the cells' effects otherwise (nan for seeds).
     """
     sizes = table.groupby(list(factors)).size()
     if len(sizes) != math.prod(table[factor].nunique() for factor in factors) or sizes.nunique() != 1:
         raise InputError(f"variance_split: expected the same number of runs in every cell of {' x '.join(factors)}")
-    y = table[value].astype(float)
+    y = table[value].astype(float) * (1 if table[value].notna().all() else math.nan)
     effects: dict[tuple[str, ...], pd.Series] = {(): pd.Series(y.mean(), index=table.index)}
     total = float(((y - y.mean()) ** 2).sum())
     rows = []
     for count in range(1, len(factors) + 1):
         for chosen in itertools.combinations(factors, count):
             below = sum(effect for terms, effect in effects.items() if set(terms) < set(chosen))
-            effect = effects[chosen] = table.groupby(list(chosen))[value].transform("mean") - below
+            effect = effects[chosen] = y.groupby([table[factor] for factor in chosen]).transform("mean") - below
             share = float((effect**2).sum()) / total if total else math.nan
             rows.append({"term": " x ".join(chosen), "share": share, "range": effect.max() - effect.min()})
     rest = y - sum(effects.values())

@@ -41,8 +41,10 @@ class Snapshot:
     gradients: dict[str, Tensor] = field(default_factory=dict)  # 'query', 'document' (R, K, B, D), 'parameters' (R,)
 
 
-LARGEST = 1e12  # of a parameter; far below what scores in float32 can hold, far above what training needs
+LARGEST = 1e12  # of a parameter or loss; far below what scores in float32 can hold, far above what training needs
 Observer = Callable[[Snapshot], None]
+# runs, their stacked parameters, (R,) bool: still training
+AfterEpoch = Callable[[Runs, heads.Parameters, Tensor], None]
 # query, document, scores, same, losses of a Snapshot
 Forward = tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]
 
@@ -57,25 +59,19 @@ class TrainedRun:
     last: heads.Parameters
     best_epoch: int  # 1, 2, ...; 0 only if no epoch gave a finite validation loss, and then `best` is the start
     validation_loss: list[float]  # contrastive loss after epoch 0 (untrained), 1, 2, ... until it stopped, in nats
-    diverged_at: int | None = None  # step of the first loss or gradient that was not finite
+    diverged_at: int | None = None  # updates done when a loss, gradient or parameter was first seen not to be finite
 
     @property
     def diverged(self) -> bool:
-        """Whether a loss or gradient was not finite, or a parameter is not or is beyond LARGEST: nothing to rank with."""
-        values = [torch.tensor(self.validation_loss), *self.best.values(), *self.last.values()]
-        return self.diverged_at is not None or not all(bool((value.abs() < LARGEST).all()) for value in values)
+        """Whether a loss or gradient was not finite, or too large a parameter: there is nothing to rank with."""
+        return self.diverged_at is not None
 
 
 def train(
-    runs: Runs,
-    training: PairVectors,
-    validation: PairVectors,
-    observe: Observer | None = None,
-    log_every: int = 10,
-    device: str | torch.device | None = None,
-    progress: bool = True,
-    negatives: Tensor | None = None,
-) -> list[TrainedRun]:
+    runs: Runs, training: PairVectors, validation: PairVectors, observe: Observer | None = None,
+    log_every: int = 10, device: str | torch.device | None = None, progress: bool = True,
+    negatives: Tensor | None = None, after_epoch: AfterEpoch | None = None,
+) -> list[TrainedRun]:  # fmt: skip
     """Train every (recipe, seed) and return the results in the order given.
 
     training, validation: frozen embeddings. A run sees floor(N / batch_size) batches an epoch, in an order drawn from
@@ -85,6 +81,7 @@ def train(
     negatives: (N, C) of `mine`, with C at least the largest hard_negatives of a run; None: mined here if a run asks for any.
         A run with hard_negatives = K adds the first K of each pair of its batch as columns for the whole batch, as in DPR:
         B documents become B (1 + K). Observers, isotropy, prediction, recovery and validation see the B alone.
+    after_epoch: called after the validation of every epoch, once for each group of runs that share an architecture.
     device: default CUDA when there is one. The same seed on the same device gives the same numbers.
     The best epoch, early stopping (`patience`) and TrainedRun.validation_loss go by the contrastive loss alone, so that
     runs with different weights stay comparable.
@@ -106,7 +103,7 @@ def train(
     try:
         for indices in groups.values():
             stack = _Stack([runs[i] for i in indices], training, validation, negatives)
-            results.update(zip(indices, stack.run(observe, log_every, progress), strict=True))
+            results.update(zip(indices, stack.run(observe, log_every, progress, after_epoch), strict=True))
     finally:
         torch.set_flush_denormal(False)
     return [results[index] for index in range(len(runs))]
@@ -162,7 +159,9 @@ class _Stack:
         self.best_loss, self.best_epoch = each([torch.inf] * len(runs)), each([0] * len(runs))
         self.active, self.diverged, self.epochs = (each([start] * len(runs)) for start in (True, -1, 0))
 
-    def run(self, observe: Observer | None, log_every: int, progress: bool) -> list[TrainedRun]:
+    def run(
+        self, observe: Observer | None, log_every: int, progress: bool, after_epoch: AfterEpoch | None
+    ) -> list[TrainedRun]:
         """Every epoch, until each run is done or has stopped."""
         batch, pairs = self.shape.batch_size, len(self.training.queries)
         curves, title = [self.validate(0.0, observe)], f"{self.shape.name} x{len(self.runs)}"
@@ -175,6 +174,8 @@ class _Stack:
                     self.update(orders[:, None, i * batch : (i + 1) * batch], watching)
                     bar.update()
                 curves.append(self.validate(float(epoch), observe))
+                if after_epoch:
+                    after_epoch(self.runs, self.parameters, self.active)
                 self.keep_best(epoch, curves[-1])
                 bar.set_postfix(validation=f"{float(curves[-1].median()):.3f}")
                 if not bool(self.active.any()):
@@ -199,9 +200,7 @@ class _Stack:
         # contiguous: the gradient of weight.mT comes transposed, and the fused kernel takes no strides
         gradients = [part.contiguous() for part in found[: len(self.parameters)]]
         norm = self.clip(gradients)
-        finite = torch.isfinite(norm) & torch.isfinite(total)
-        self.diverged = torch.where(self.active & ~finite, self.step, self.diverged)
-        self.active &= finite
+        self.stop_where(~(torch.isfinite(norm) & torch.isfinite(total)))
         if observe:
             shown = {"parameters": norm, **dict(zip(watched, found[len(gradients) :], strict=True))}
             observe(self.snapshot("train", self.step / self.steps, forward, shown))
@@ -262,7 +261,10 @@ class _Stack:
 
     @torch.no_grad()
     def validate(self, epoch: float, observe: Observer | None) -> Tensor:
-        """Contrastive loss on the validation pairs, (R,); an observer also sees as many of the training pairs."""
+        """Contrastive loss on the validation pairs, (R,); an observer also sees as many of the training pairs.
+
+        A run whose loss or one of whose parameters is not below LARGEST has diverged.
+        """
         batch = self.shape.batch_size
         sample = {"training sample": self.training.first(len(self.validation.queries))} if observe else {}
         for split, pairs in {**sample, "validation": self.validation}.items():
@@ -270,7 +272,15 @@ class _Stack:
             forward = self.forward(pairs, torch.arange(whole, device=self.active.device).view(1, -1, batch))
             if observe:
                 observe(self.snapshot(split, epoch, forward, {}))
-        return forward[-1]["contrastive"]
+        loss = forward[-1]["contrastive"]
+        largest = [value.detach().abs().flatten(1).amax(1) for value in self.parameters.values()]
+        self.stop_where(~(torch.stack([loss.abs(), *largest]) < LARGEST).all(0))  # true for NaN as well
+        return loss
+
+    def stop_where(self, diverged: Tensor) -> None:
+        """Note the step at which active runs diverged, and stop them; diverged: (R,) bool."""
+        self.diverged = torch.where(self.active & diverged, self.step, self.diverged)
+        self.active &= ~diverged
 
     def keep_best(self, epoch: int, loss: Tensor) -> None:
         """Keep the parameters of the runs whose validation loss (R,) is a new low; stop those whose patience is over."""
@@ -281,6 +291,11 @@ class _Stack:
             self.best[name][better] = value.detach()[better]
         patience = self.hyper["patience"]
         self.active &= (patience == 0) | (epoch - self.best_epoch < patience)
+
+
+def average(parts: Sequence[heads.Parameters]) -> heads.Parameters:
+    """The mean of several runs' parameters."""
+    return {name: value.mean(0) for name, value in heads.stack(list(parts)).items()}
 
 
 def average_runs(runs: Sequence[TrainedRun], seed: int) -> TrainedRun:
@@ -299,12 +314,9 @@ def average_runs(runs: Sequence[TrainedRun], seed: int) -> TrainedRun:
     if recipe.start != "identity" or recipe.head != "linear":
         what = f"a {recipe.head} head with a {recipe.start} start"
         raise InputError(f"average_runs: {recipe.name!r} has {what}; only linear heads from the identity share a basin")
-    if broken := [run.seed for run in runs if run.diverged_at is not None]:
+    if broken := [run.seed for run in runs if run.diverged]:
         raise InputError(f"average_runs: {recipe.name!r} diverged with seed {broken[0]}")
-    best, last = (
-        {name: torch.stack([getattr(run, kind)[name] for run in runs]).mean(0) for name in runs[0].best}
-        for kind in ("best", "last")
-    )
+    best, last = average([run.best for run in runs]), average([run.last for run in runs])
     epoch = round(sum(run.best_epoch for run in runs) / len(runs))
     curve = [sum(values) / len(values) for values in zip(*(run.validation_loss for run in runs), strict=False)]
     return TrainedRun(recipe, seed, best, last, epoch, curve)

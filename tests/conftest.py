@@ -1,6 +1,7 @@
 """What every test runs under: no display, no network, and threads that leave room for the processes that tests start."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,20 @@ from tests.small_encoders import build_bert
 
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # two workers of pytest-xdist and the jobs that they start share the cores
+torch.set_num_threads(1)
+# A suite that a shell starts in the background inherits SIGINT as ignored, and so would what the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+SLOW = ["test_tiny", "test_workflow", "test_slurm", "test_run_notebook"]  # in seconds; a worker takes a file at a time
+
+
 def pytest_collection_modifyitems(items):
-    """Tests marked `real` are skipped where ASYMLIB_DATA names no folder."""
+    """The slowest files come first. Tests marked `real` are skipped where ASYMLIB_DATA names no folder."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
     if os.environ.get("ASYMLIB_DATA"):
         return
     for item in items:
@@ -41,6 +50,11 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         path.symlink_to("/dev/full") if path.suffix == ".part" else touch(path, *arguments, **keywords)
 
     monkeypatch.setattr(Path, "touch", full)
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    """The bytes with one bit turned."""
+    return content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
 
 
 @pytest.fixture(scope="module")

@@ -20,50 +20,91 @@ def some_texts(count, seed=0, longest=30):
 
 def build_bert(folder, pooling="cls", include_prompt=True, hidden=48):
     """A small BERT with random weights, a WordPiece tokenizer and 64 positions, saved as sentence-transformers saves."""
-    from sentence_transformers import SentenceTransformer
+    return save(folder / "model", *bert_modules(folder, pooling, include_prompt, hidden))
+
+
+def bert_modules(folder, pooling="cls", include_prompt=True, hidden=48, kind="Bert", seed=0):
+    """Transformer and Pooling. kind: of transformers' models; other than Bert, they count positions from 2."""
+    import transformers
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, ":"]
+    if kind != "Bert":
+        vocabulary[:2] = reversed(vocabulary[:2])
     tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    bert = folder / "bert"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **special).save_pretrained(bert)
+    place = str(folder / kind.lower())
+    words = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **special)
+    words.save_pretrained(place)
     size = dict(hidden_size=hidden, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
-    BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **size)).save_pretrained(bert)
-    pool = Pooling(hidden, pooling_mode=pooling, include_prompt=include_prompt)
-    SentenceTransformer(modules=[Transformer(str(bert)), pool], device="cpu").save(str(folder / "model"))
-    return folder / "model"
+    config = getattr(transformers, f"{kind}Config")(vocab_size=len(vocabulary), max_position_embeddings=64, **size)
+    config.pad_token_id = vocabulary.index("[PAD]")
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(place)
+    return Transformer(place), Pooling(hidden, pooling_mode=pooling, include_prompt=include_prompt)
+
+
+def save(folder, *modules, **arguments):
+    """The folder of a model of these modules. arguments: of SentenceTransformer, such as prompts."""
+    from sentence_transformers import SentenceTransformer
+
+    SentenceTransformer(modules=list(modules), device="cpu", **arguments).save(str(folder))
+    return folder
 
 
 def build_static(folder):
     """No attention: the mean of the words' vectors (20,). The word `nan` has NaN in it, an unknown word is zero."""
-    from sentence_transformers import SentenceTransformer
+    return save(folder / "static", static_module())
+
+
+def static_module(dim=20):
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocabulary = {word: i for i, word in enumerate(["?", "nan", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    weights = np.random.default_rng(0).standard_normal((len(vocabulary), 20)).astype(np.float32)
+    weights = np.random.default_rng(0).standard_normal((len(vocabulary), dim)).astype(np.float32)
     weights[0], weights[1, 3] = 0, np.nan
-    module = StaticEmbedding(tokenizer, embedding_weights=weights)
-    SentenceTransformer(modules=[module], device="cpu").save(str(folder / "static"))
-    return folder / "static"
+    return StaticEmbedding(tokenizer, embedding_weights=weights)
 
 
-def plain(folder, texts, max_length, **arguments):
-    """sentence-transformers' own way, in its default batches."""
+def build_two_encoders(folder):
+    """A Router: queries through static embeddings, documents through a BERT; then both through one Normalize."""
+    from sentence_transformers.sentence_transformer.modules import Normalize, Router
+
+    return save(folder / "two", Router.for_query_document([static_module(48)], [*bert_modules(folder)]), Normalize())
+
+
+def build_two_heads(folder, **arguments):
+    """A BERT, and behind it a Router: a Dense and a Dropout for queries, a Dense and a Normalize for documents."""
+    from sentence_transformers.sentence_transformer.modules import Dense, Dropout, Normalize, Router
+
+    bert = bert_modules(folder)
+    query, document = (Dense(48, 16, activation_function=torch.nn.Identity()) for _ in range(2))
+    router = Router.for_query_document([query, Dropout(0.5)], [document, Normalize()])
+    return save(folder / "heads", *bert, router, **arguments)
+
+
+def store(folder, **fields):
+    """Write fields, such as prompts, into the model's config_sentence_transformers.json."""
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def plain(folder, texts, max_length, side=None, **arguments):
+    """sentence-transformers' own way, in its default batches. side: through encode_query or encode_document."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    if max_length is not None:
-        model.max_seq_length = max_length
-    return model.encode(texts, show_progress_bar=False, **arguments)
+    for module in model.modules() if max_length is not None else ():
+        if hasattr(module, "tokenizer") and hasattr(module, "auto_model"):
+            module.max_seq_length = max_length
+    encode = getattr(model, f"encode_{side}") if side else model.encode
+    return encode(texts, show_progress_bar=False, **arguments)
 
 
 def stored(cache):

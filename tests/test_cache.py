@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from asymlib.encoding.cache import Cache
 from asymlib.errors import InputError
+from tests.conftest import full_disk
 
 KEY = "0123456789abcdef" * 4
 
@@ -116,6 +119,98 @@ def test_a_missing_part_of_a_shard_is_damage(tmp_path, suffix):
     shards(cache)[0].with_suffix(suffix).unlink()
     with pytest.raises(InputError, match="damaged"):
         cache.read(digests([1]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "null",
+        lambda text: "[" * 100_000,
+        lambda text: text.replace('"rows": 2', '"rows": 3'),
+        lambda text: text.replace('"rows": 2', '"rows": "2"'),
+        lambda text: text.replace('"dim": 4', '"dim": 5'),
+        lambda text: text.replace('"dim": 4', '"dim": null'),
+        lambda text: text.replace('"dim": 4', '"dim": -4'),
+        lambda text: text.replace("keys_sha256", "keys_sha255"),
+    ],
+)
+def test_a_record_that_does_not_fit_its_shard_is_damage(tmp_path, change):
+    cache = Cache(tmp_path, KEY)
+    add(cache, 0, 1)
+    add(cache, 2, 3)
+    victim = shards(cache)[0]
+    victim.write_text(change(victim.read_text()))
+    with pytest.raises(InputError, match=rf"{victim.stem}\S*: .*damaged.*delete .*{victim.stem}\.\*"):
+        cache.read(digests(range(4)))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".keys.npy"])
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00v\x00{'descr': ", b"\x80\x04N."])
+def test_what_numpy_cannot_read_is_damage_even_with_the_right_hash(tmp_path, suffix, content):
+    cache = Cache(tmp_path, KEY)
+    add(cache, 0, 1)
+    (about,) = shards(cache)
+    about.with_suffix(suffix).write_bytes(content)
+    field = {".npy": "vectors_sha256", ".keys.npy": "keys_sha256"}[suffix]
+    about.write_text(json.dumps(json.loads(about.read_text()) | {field: hashlib.sha256(content).hexdigest()}))
+    with pytest.raises(InputError, match=rf"{about.stem}\{suffix}: .*damaged"):
+        cache.read(digests([0]))
+
+
+def counted(file, array, **_):
+    """What numpy says of a disk that fills up under it."""
+    raise OSError(f"{array.size} requested and 0 written")
+
+
+@pytest.mark.parametrize("numpy_counts", [False, True])
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch, numpy_counts):
+    cache = Cache(tmp_path, KEY)
+    add(cache, 1)
+    monkeypatch.setattr(np, "save", counted) if numpy_counts else full_disk(monkeypatch)
+    with pytest.raises(InputError, match=r"shard-\S+\.npy: no space left"):
+        cache.write(digests(range(3_000)), np.ones((3_000, 96), dtype=np.float32))
+    assert_holds(cache, [1])
+    assert len(list(cache.folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_are_as_open_as_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        cache = Cache(tmp_path / "cache", KEY)
+        cache.prepare(model="m")
+        add(cache, 1)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in cache.folder.iterdir()} == {mode}
+
+
+def test_what_killed_writers_left_is_swept_when_it_is_a_day_old(tmp_path):
+    cache = Cache(tmp_path, KEY)
+    add(cache, 1)
+    add(cache, 2)
+    shards(cache)[1].unlink()
+    (cache.folder / ".shard-3.npy.0123.part").write_bytes(b"half")
+    (cache.folder / "notes.txt").write_text("not ours")
+    kept = {path.name for path in shards(cache)[0].parent.glob(f"{shards(cache)[0].stem}.*")} | {"notes.txt"}
+    for path in cache.folder.iterdir():
+        os.utime(path, (time.time() - 86_000,) * 2)
+    cache.prepare(model="m")
+    assert len(list(cache.folder.iterdir())) == 8  # nothing is old enough
+    for path in cache.folder.iterdir():
+        os.utime(path, (time.time() - 87_000,) * 2)
+    cache.prepare(model="m")
+    assert {path.name for path in cache.folder.iterdir()} == kept | {"config.json"}
+    assert_holds(cache, [1])
+
+
+def test_a_cache_that_cannot_be_written_is_found_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", "/proc/self/cache"):
+        with pytest.raises(InputError, match=rf"{folder}/0123456789abcdef: vectors cannot be stored here \(.+\); make"):
+            Cache(folder, KEY).prepare(model="m")
 
 
 CHILD = """

@@ -3,15 +3,17 @@
 import errno
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from asymlib import heads
-from asymlib.checkpoints import load_runs, save_runs
+from asymlib.checkpoints import load_history, load_runs, save_runs
 from asymlib.errors import InputError
 from asymlib.recipes import Recipe
 from asymlib.train import TrainedRun
-from tests.conftest import full_disk
+from tests.conftest import flipped, full_disk
 
 SMALL = Recipe(name="small", similarity="dot", epochs=2)
 
@@ -62,11 +64,57 @@ def test_an_altered_or_missing_file_is_refused(tmp_path):
         load_runs(tmp_path)
     kept = json.loads(config.read_text())
     config.write_text(json.dumps({name: value for name, value in kept.items() if name != "recipe"}))
-    with pytest.raises(InputError, match=r"config\.json: expected the fields recipe, runs and sha256"):
+    with pytest.raises(InputError, match=r"config\.json: not as it was written .*; train again"):
         load_runs(tmp_path)
     config.unlink()  # a folder without it is not a finished run
     with pytest.raises(InputError, match=r"config\.json: no such file"):
         load_runs(tmp_path)
+
+
+HISTORY = pd.DataFrame({"system": "small", "seed": [0, 7], "epoch": [0.0, 0.5], "name": "loss", "value": [1.5, np.nan]})
+
+
+def test_a_history_is_kept_with_its_runs_and_goes_when_they_are_trained_without_one(tmp_path):
+    save_runs(tmp_path, [run(0)], HISTORY)
+    pd.testing.assert_frame_equal(load_history(tmp_path), HISTORY)
+    (tmp_path / "history.parquet").unlink()
+    with pytest.raises(InputError, match=r"history\.parquet: no such file; train again"):
+        load_history(tmp_path)
+    save_runs(tmp_path, [run(0)], HISTORY)
+    save_runs(tmp_path, [run(0)])
+    assert not (tmp_path / "history.parquet").exists()
+    with pytest.raises(InputError, match=r"history\.parquet: no such file; train again"):
+        load_history(tmp_path)
+
+
+def test_a_flipped_bit_in_any_file_is_an_error_or_changes_nothing_that_is_read(tmp_path):
+    runs = [run(0), run(7)]
+    save_runs(tmp_path, runs, HISTORY, encoder="abc")
+    described = load_runs(tmp_path)[1]
+    rng = np.random.default_rng(0)
+    for path in sorted(tmp_path.iterdir()):
+        whole = path.read_bytes()
+        refused = 0
+        for bit in rng.choice(8 * len(whole), 150, replace=False):
+            path.write_bytes(flipped(whole, int(bit)))
+            try:
+                loaded, config = load_runs(tmp_path)
+                history = load_history(tmp_path)
+            except InputError as error:
+                refused += path.name in str(error)
+                continue
+            assert config == described and history.equals(HISTORY) and path.name == "config.json"
+            assert all(
+                torch.equal(a.best["query.weight"], b.best["query.weight"]) for a, b in zip(runs, loaded, strict=True)
+            )
+        assert refused == 150 or (path.name == "config.json" and refused > 120)
+        for wrong in (b"", whole[: len(whole) // 2], whole + b" ", b"\xff" * 100):
+            path.write_bytes(wrong)
+            if wrong != whole + b" " or path.name != "config.json":
+                with pytest.raises(InputError, match="train again"):
+                    load_runs(tmp_path)
+                    load_history(tmp_path)
+        path.write_bytes(whole)
 
 
 def test_a_full_disk_while_saving_leaves_the_earlier_runs_whole(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from beir.datasets.data_loader import GenericDataLoader
 
 from asymlib.data.collections import Collection, load_beir
 from asymlib.errors import InputError
+from asymlib.evaluate import rank
 
 CORPUS = [
     {"_id": "a", "title": "Apples", "text": "grow on trees"},
@@ -95,7 +96,25 @@ def test_the_folder_gives_the_name_and_whether_self_matches_count_and_the_split_
         ("corpus", [], r"corpus\.jsonl: holds no documents"),
         ("queries", [{"_id": "q1", "text": " \t"}], r"queries\.jsonl:1: the text of query 'q1' is empty"),
         ("queries", [], r"queries\.jsonl: holds no queries"),
-        ("qrels", [*QRELS, "q1 a 1"], r"test\.tsv:6: expected query-id <tab> corpus-id <tab> whole number"),
+        ("corpus", ["[" * 99_999], r"corpus\.jsonl:1: not valid JSON \(.*recursion.*\); expected one object a line"),
+        ("corpus", ['{"_id": "a", "text": "\0"}'], r"corpus\.jsonl:1: not valid JSON"),
+        ("corpus", ["9" * 5_000], r"corpus\.jsonl:1: not valid JSON"),
+        ("corpus", [*CORPUS, {"_id": "\u00a0b\t", "text": "x"}], r"corpus\.jsonl:4: id 'b' occurs a second time"),
+        (
+            "corpus",
+            [{"_id": 7, "text": "x"}, {"_id": "7", "text": "y"}],
+            r"corpus\.jsonl:2: id '7' occurs a second time",
+        ),
+        ("corpus", [{"_id": 7.5, "text": "x"}], r"corpus\.jsonl:1: field '_id' must be a string, found float"),
+        ("corpus", [{"_id": True, "text": "x"}], r"corpus\.jsonl:1: field '_id' must be a string, found bool"),
+        ("queries", [{"_id": "q1", "text": None}], r"queries\.jsonl:1: field 'text' must be a string, found nothing"),
+        ("qrels", [*QRELS, "q1 a 1"], r"test\.tsv:6: .*query-id <tab> corpus-id <tab> whole number \(tabs, no other"),
+        ("qrels", ["q1 0 a 1"], r"test\.tsv:1: .* \(TREC's own layout has one column more: leave out the second\)"),
+        ("qrels", ["q1\tQ0\ta\t1"], r"test\.tsv:1: .* \(TREC's own layout has one column more"),
+        ("qrels", ["q1,a,1"], r"test\.tsv:1: .* \(tabs, no other blanks\), found 'q1,a,1'"),
+        ("qrels", [*QRELS, "q1\ta\t0.5"], r"test\.tsv:6: expected .* whole number, found"),
+        ("qrels", [*QRELS, f"q1\ta\t{9**99}"], r"test\.tsv:6: expected .* whole number, found"),
+        ("qrels", ["\0" * 50], r"test\.tsv:1: expected .* whole number"),
         ("qrels", [*QRELS, "q9\ta\t1"], r"test\.tsv:6: query 'q9' is not in queries\.jsonl"),
         ("qrels", [*QRELS, "q1\tz\t1"], r"test\.tsv:6: document 'z' is not in corpus\.jsonl"),
         ("qrels", [*QRELS, "q1\ta\t2"], r"test\.tsv:6: query 'q1' and document 'a' were judged before"),
@@ -118,6 +137,79 @@ def test_missing_files_and_wrong_encodings_are_named(tmp_path):
     (folder / "queries.jsonl").unlink()
     with pytest.raises(InputError, match=r"queries\.jsonl: no such file"):
         load_beir(folder)
+    (folder / "queries.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"queries\.jsonl: a folder, expected a file"):
+        load_beir(folder)
+    with pytest.raises(InputError, match=r"corpus\.jsonl: a file, expected a folder with corpus\.jsonl"):
+        load_beir(folder / "corpus.jsonl")
+    (folder / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="dangling: no such folder"):
+        load_beir(folder / "dangling")
+    whole = write_beir(tmp_path / "whole")
+    (whole / "qrels" / "test.tsv").write_bytes("q1\ta\t1\n".encode("utf-16"))
+    with pytest.raises(InputError, match=r"test\.tsv: not UTF-8 text"):
+        load_beir(whole)
+    (whole / "qrels").rename(whole / "judgements")
+    with pytest.raises(InputError, match="qrels: no such folder"):
+        load_beir(whole)
+
+
+def test_what_other_programs_write_is_read_alike(tmp_path):
+    clean = load_beir(write_beir(tmp_path / "clean" / "food"))
+    padded = [{**record, "_id": f" {record['_id']}\t"} for record in CORPUS]
+    header = "\ufeff  Query_ID\tCORPUS-ID\tScore"
+    qrels = [header, "q2 \tb\t 2.0", "", " q2\tc \t+1\t", "q1\ta\t1.", "q1\tb\t-0"]
+    folder = write_beir(tmp_path / "dirty" / "food", padded, QUERIES[::-1], qrels)
+    for path in folder.rglob("*.*"):
+        if path.is_file():
+            lines = path.read_bytes().removeprefix("\ufeff".encode()).replace(b"\n", b"\r\n")
+            path.write_bytes("\ufeff".encode() + lines)
+    dirty = load_beir(folder)
+    assert (dirty.doc_ids, dirty.documents, dirty.qrels) == (clean.doc_ids, clean.documents, clean.qrels)
+    assert dict(zip(dirty.query_ids, dirty.queries, strict=True)) == dict(
+        zip(clean.query_ids, clean.queries, strict=True)
+    )
+    (tmp_path / "link").symlink_to(folder)
+    assert load_beir(tmp_path / "link").documents == clean.documents
+
+
+def test_ids_that_are_numbers_match_their_digits(tmp_path):
+    corpus = [{"_id": 10, "text": "ten"}, {"_id": 2**70, "text": "many"}]
+    found = load_beir(write_beir(tmp_path / "n", corpus, [{"_id": 10, "text": "which"}], [f"10\t{2**70}\t1"]))
+    assert found.qrels == {"10": {str(2**70): 1}} and found.judgements.n_relevant.tolist() == [1]
+
+
+def test_half_a_character_becomes_one_that_can_be_stored(tmp_path):
+    corpus = ['{"_id": "a", "title": "cut \\ud83d", "text": "\\ude00 off, whole \\ud83d\\ude00"}', *CORPUS[1:]]
+    queries = ['{"_id": "q1", "text": "half an emoji \\ud83d"}', '{"_id": "q\\udc00", "text": "x"}']
+    found = load_beir(write_beir(tmp_path / "food", corpus, queries, ["q1\ta\t1", "q\ufffd\tb\t1"]))
+    assert found.documents[0] == "cut \ufffd \ufffd off, whole \U0001f600"
+    assert dict(zip(found.query_ids, found.queries, strict=True)) == {"q1": "half an emoji \ufffd", "q\ufffd": "x"}
+
+
+SELF = [*CORPUS, {"_id": "q1", "title": "Orchards", "text": "where do apples  grow"}]
+
+
+def test_a_query_that_is_a_document_is_noticed_and_left_out_on_demand(tmp_path, caplog):
+    vectors = {"a": [1, 1], "b": [0, 1], "c": [0, -1], "q1": [1, 0]}  # q1 asks [1, 0]: its own document comes first
+
+    def score(collection: Collection) -> float:
+        documents = np.array([vectors[doc] for doc in collection.doc_ids], dtype=np.float32)
+        return rank(collection.judgements, np.array([[1, 0]], dtype=np.float32), documents, "dot", None).mean()
+
+    folder = write_beir(tmp_path / "food", SELF, qrels=["q1\ta\t1"])
+    found = load_beir(folder)
+    assert (found.self_matches, found.drop_self) == (1, False)
+    assert score(found) == pytest.approx(1 / np.log2(3))  # 0.6309: the right document is second
+    assert "food: 1 queries are documents of the corpus" in caplog.text and "drop_self=['food']" in caplog.text
+    caplog.clear()
+    dropped = load_beir(folder, drop_self=True)
+    assert (dropped.drop_self, score(dropped)) == (True, 1.0)
+    load_beir(folder, drop_self=False)
+    write_beir(tmp_path / "ids", [{"_id": f"q{i}", "text": prose(i)} for i in range(3)], qrels=["q1\tq2\t1"])
+    merely = load_beir(tmp_path / "ids")  # numbers on both sides: nothing is dropped, nothing to tell
+    assert (merely.self_matches, merely.drop_self, merely.judgements.exclude.tolist()) == (0, False, [-1])
+    assert not caplog.text
 
 
 ODD_QRELS = [*QRELS, "q1\tlost\t1", "q1\tc\t-2", "q9\ta\t1", "q3\tb\t-1"]
@@ -129,7 +221,9 @@ def test_without_strictness_unfindable_documents_stay_and_unjudgeable_queries_go
     collection = load_beir(tmp_path / folder, strict=strict)
     assert collection.qrels == {"q1": {"a": 1, "b": 0, "lost": 1, "c": 0}, "q2": {"b": 2, "c": 1}}
     assert counts(collection)[-1] == 1
+    assert collection.tolerated == {"missing_documents": 1, "unknown_queries": 1, "queries_left_out": 1}
     assert collection.drop_self == (folder == "arguana")
+    assert load_beir(write_beir(tmp_path / "clean"), strict=False).tolerated == dict.fromkeys(collection.tolerated, 0)
 
 
 @pytest.mark.real

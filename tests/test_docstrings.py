@@ -20,6 +20,7 @@ LONG = "It walks over all rows and columns of the table, one after another, and 
         (f"Use :class:`~a.B` with ``x``.\n\nNotes\n-----\n{LONG}", ("Use a.B with x.", f"Notes {LONG}")),
         (f"Sum all rows.\n\nThis will SUM all\nrows. {LONG}", ("Sum all rows.", LONG)),  # the repeating sentence goes
         (f"total(x, y=(1, 2)) -> int\n\nSum all rows.\n\n{LONG}", ("Sum all rows.", LONG)),  # the signature goes
+        (f"Sum all \ud83d rows.\n\n{LONG} \ud83d\ude00", ("Sum all \ufffd rows.", f"{LONG} \U0001f600")),  # half, whole
         (f"Sum rows.\n\n{LONG}", None),  # two words
         (f"{'very ' * 40}long.\n\n{LONG}", None),  # 41 words
         (f"1 2 3 4\n\n{LONG}", None),  # no words
@@ -59,7 +60,8 @@ def made_up_packages(site: Path) -> dict[str, list[str]]:
     tested.append(function("shared", "Shared thing as tested.", SHARED))
     tested.append(function("one", "Ambiguous thing it is.", prose(20)))
     tested.append(function("two", "Ambiguous thing it is.", prose(21)))
-    files = {"a.py": CRASH + "".join(tested[:4]), "b.py": CRASH + "".join(tested[4:])}
+    files = {"a.py": CRASH + "".join(tested[:4]), "b.py": "\ufeff" + CRASH + "".join(tested[4:])}
+    files["deep.py"] = f'"""Nested too deeply to be parsed."""\nx = {"-" * 50_000}1'
     files["tests/test_a.py"] = function("hidden", "Hidden in the tests.", prose(30))
     files["generated.py"] = f"# {GENERATED} x\n" + function("g", "Generated from another file.", prose(31))
     files["broken.py"] = 'def broken(:\n    """Never parsed.\n\n    """'
@@ -106,7 +108,8 @@ def test_docstrings_are_split_by_package_and_the_splits_are_kept_apart(tmp_path,
 def test_wrong_packages_are_named(tmp_path, packages):
     with pytest.raises(InputError, match="no-such-package is not installed"):
         versions({**packages, "train": ["no-such-package"]})
-    for wrong in ({**packages, "train": packages["test"]}, {"train": ["madetrain"]}, {**packages, "test": []}):
+    twice = {**packages, "train": packages["test"]}
+    for wrong in (twice, {"train": ["madetrain"]}, {**packages, "test": []}, {**packages, "test": None}):
         with pytest.raises(InputError, match="packages: expected names for each of test, validation, train, and none"):
             versions(wrong)
     install(tmp_path / "site", "madeempty", {"madeempty.py": "x = 1\n"})

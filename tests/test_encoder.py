@@ -8,12 +8,14 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from asymlib.encoding.encode import encode
 from asymlib.encoding.encoder import EMBEDDED_PACKAGE, EMBEDDED_SHA256, EncoderConfig, find_encoder, load_model
 from asymlib.errors import InputError
 from asymlib.files import sha256_file
+from tests.small_encoders import bert_modules, build_two_encoders, plain, save, store, stored
 
 
 @pytest.mark.parametrize(
@@ -22,7 +24,8 @@ from asymlib.files import sha256_file
         ({"model": ""}, r"EncoderConfig\.model"),
         ({"max_length": "256"}, r"EncoderConfig\.max_length: expected int, got '256'"),
         ({"max_length": 2}, r"EncoderConfig\.max_length: expected at least 3"),
-        ({"prompt": None}, r"EncoderConfig\.prompt: expected str, got None"),
+        ({"query_prompt": 3}, r"EncoderConfig\.query_prompt: expected str \| None, got 3"),
+        ({"document_prompt": "\ud83d"}, r"EncoderConfig\.document_prompt: expected no half of a character"),
         ({"dtype": "float64"}, r"EncoderConfig\.dtype: expected one of float32"),
         ({"revision": 3}, r"EncoderConfig\.revision: expected str \| None, got 3"),
     ],
@@ -35,7 +38,10 @@ def test_bad_settings(fields, message):
 def test_the_key_of_the_embedded_encoder_stays_so_that_caches_on_disk_stay_good():
     key = "46252e0aefde5a873a24afafe366963e6494bafbf8fd89aad5880adec9a268b9"
     assert find_encoder(EncoderConfig()).key == key
-    assert find_encoder(EncoderConfig("sentence-transformers/all-MiniLM-L6-v2", device="cpu")).key == key
+    encoder = find_encoder(EncoderConfig("sentence-transformers/all-MiniLM-L6-v2", device="cpu"))
+    assert encoder.key == encoder.keys["query"] == encoder.keys["document"] == key
+    assert encoder.identity["prompt"] == "" and encoder.prompts == {"query": "", "document": ""}
+    assert find_encoder(EncoderConfig(max_length=64)).key.startswith("51509df53ba690bb")
 
 
 def alter(folder, name, change):
@@ -46,7 +52,13 @@ def alter(folder, name, change):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda config, folder: replace(config, prompt="w1 "),
+        lambda config, folder: replace(config, query_prompt="w1 "),
+        lambda config, folder: replace(config, document_prompt="w1 "),
+        lambda config, folder: store(folder, prompts={"document": "w1 "}),
+        lambda config, folder: store(folder, truncate_dim=7),
+        lambda config, folder: alter(
+            folder, "sentence_bert_config.json", lambda data: b'{"query_length": 9,' + data[1:]
+        ),
         lambda config, folder: replace(config, max_length=31),
         lambda config, folder: replace(config, dtype="float16"),
         lambda config, folder: alter(folder, "model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
@@ -54,19 +66,33 @@ def alter(folder, name, change):
         lambda config, folder: alter(folder, "tokenizer.json", lambda data: data.replace(b'"w198"', b'"x198"')),
         lambda config, folder: alter(folder, "config.json", lambda data: data.replace(b'"gelu"', b'"relu"')),
     ],
-    ids=["prompt", "max_length", "dtype", "weights", "pooling", "tokenizer", "architecture"],
+    ids=[
+        "query",
+        "document",
+        "stored",
+        "cut",
+        "length",
+        "max_length",
+        "dtype",
+        "weights",
+        "pooling",
+        "tokenizer",
+        "architecture",
+    ],
 )
 def test_what_moves_vectors_moves_the_key(tmp_path, bert, config, change):
     folder = shutil.copytree(bert, tmp_path / "model")
     config = replace(config, model=str(folder))
     before = find_encoder(config).key
-    after = find_encoder(change(config, folder) or config).key
+    changed = change(config, folder)
+    after = find_encoder(changed if isinstance(changed, EncoderConfig) else config).key
     assert before != after and len(before) == len(after) == 64
 
 
 def test_what_moves_no_vector_moves_no_key(tmp_path, bert, config):
     folder = shutil.copytree(bert, tmp_path / "elsewhere")
     (folder / "README.md").write_text("changed")
+    store(folder, prompts={"clustering": "w1 ", "query": None}, default_prompt_name="clustering")  # for encode alone
     assert find_encoder(replace(config, model=str(folder), device=None)).key == find_encoder(config).key
 
 
@@ -134,15 +160,91 @@ def test_bad_folders(tmp_path, bert):
     foreign = shutil.copytree(bert, tmp_path / "foreign")
     (foreign / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "mine.Custom"}]))
     (foreign / "mine.py").write_text("raise SystemExit('ran code that came with a model')")
-    refused(foreign, "cannot load this model")
-    (foreign / "modules.json").write_text('{"a": 1}')
-    refused(foreign, r"modules\.json: expected a list")
-    assert not (tmp_path / "cache").exists()
+    refused(
+        foreign,
+        r"foreign: this model runs Python code of its own, which is refused here.*; take a model that needs none$",
+    )
+    for content in (
+        '{"a": 1}',
+        "[1]",
+        '[{"path": ""}]',
+        '[{"path": 3, "type": "a.B"}]',
+        '[{"path": "", "type": null}]',
+    ):
+        (foreign / "modules.json").write_text(content)
+        refused(foreign, r"modules\.json: expected a list")
+    for path in ("../bert", "/"):
+        (foreign / "modules.json").write_text(json.dumps([{"path": path, "type": "a.B"}]))
+        refused(foreign, r"modules\.json: expected a list .* a folder below this one")
+    assert stored(tmp_path / "cache") == 0
 
 
-def test_longer_than_the_model_allows(tmp_path, config):
+def test_a_route_with_weights_as_a_pickle_is_refused(tmp_path):
+    folder = build_two_encoders(tmp_path)
+    (folder / "training_args.bin").write_bytes(b"of a trainer, no weights")
+    find_encoder(EncoderConfig(str(folder)))
+    (folder / "document_0_Transformer/model.safetensors").rename(folder / "document_0_Transformer/pytorch_model.bin")
+    with pytest.raises(InputError, match=r"document_0_Transformer/pytorch_model\.bin: weights as a pickle"):
+        find_encoder(EncoderConfig(str(folder)))
+
+
+def test_code_that_comes_with_the_weights_is_refused(tmp_path, bert):
+    folder = shutil.copytree(bert, tmp_path / "model")
+    about = json.loads((folder / "config.json").read_text())
+    about |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
+    (folder / "config.json").write_text(json.dumps(about))
+    (folder / "mine.py").write_text("raise SystemExit('ran code that came with a model')")
+    with pytest.raises(InputError) as caught:
+        encode(["w1"], EncoderConfig(str(folder), max_length=32, device="cpu"), tmp_path / "cache")
+    assert "runs Python code of its own, which is refused here" in str(caught.value)
+    assert "trust_remote_code" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("model.safetensors", b"\xff" * 64),
+        ("model.safetensors", b""),
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b"\xff"),
+        ("sentence_bert_config.json", b"[1]"),
+        ("1_Pooling/config.json", b"{"),
+        ("config_sentence_transformers.json", b"[]"),
+        ("config_sentence_transformers.json", b'{"prompts": ["a"]}'),
+        ("config_sentence_transformers.json", b'{"prompts": {"query": 3}}'),
+        ("config_sentence_transformers.json", b'{"prompts": {"query": "\\ud83d"}}'),
+        ("config_sentence_transformers.json", b'{"prompts": {}, "default_prompt_name": "absent"}'),
+    ],
+)
+def test_a_damaged_model_is_one_sentence(tmp_path, bert, name, content):
+    folder = shutil.copytree(bert, tmp_path / "model")
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=str(folder)) as caught:
+        encode(["w1"], EncoderConfig(str(folder), max_length=32, device="cpu"), tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind, most",
+    [("Bert", 64), *((kind, 62) for kind in ("Roberta", "MPNet", "Longformer", "XLMRoberta")), ("Yoso", 64)],
+)
+def test_longer_than_the_model_allows(tmp_path, kind, most):
+    folder = save(tmp_path / "model", *bert_modules(tmp_path, kind=kind))
+    text, config = "w1 " * 100, EncoderConfig(str(folder), max_length=most, device="cpu")
+    vectors = encode([text], config, tmp_path, progress=False)
+    np.testing.assert_allclose(vectors, plain(folder, [text], most), atol=1e-6)
+    with pytest.raises(
+        InputError, match=f"EncoderConfig.max_length: model takes at most {most} tokens, got {most + 1}"
+    ):
+        encode([text], replace(config, max_length=most + 1), tmp_path)
+
+
+def test_the_shortest_route_of_a_router_decides(tmp_path):
+    config = EncoderConfig(str(build_two_encoders(tmp_path)), max_length=65, device="cpu")
     with pytest.raises(InputError, match="at most 64 tokens, got 65"):
-        encode(["w1"], replace(config, max_length=65), tmp_path)
+        encode(["w1"], config, tmp_path)
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99"])

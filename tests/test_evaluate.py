@@ -56,8 +56,9 @@ def random_judgements(rng):
 
 
 def few_scores(rng):
-    """Vectors with 4 different dot products at most, so that ties abound."""
-    return rng.integers(0, 2, (15, 3)).astype(float), rng.integers(0, 2, (60, 3)).astype(float)
+    """Vectors with 4 different dot products at most, so that ties abound; no document is zero."""
+    q, d = rng.integers(0, 2, (15, 3)), rng.integers(0, 2, (60, 3))
+    return np.hstack([q, np.zeros((15, 1))]), np.hstack([d, np.ones((60, 1))])
 
 
 @pytest.mark.parametrize("drop_self", [False, True])
@@ -111,6 +112,19 @@ def test_a_ranking_gives_a_row_for_each_query_and_metric():
     assert found.per_query(("mrr@1", "mrr@3", "recall@100"))["value"].tolist() == [0, 1, 0.5, 1, 0.5, 1]
     assert found.mean("mrr@3") == 0.75
     assert found.document_length.tolist() == [1, 1, 2] and found.document_length.dtype == np.float64
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_an_empty_document_ranks_last_whatever_the_similarity_and_an_empty_query_finds_ties(similarity):
+    d = np.array([[0, 0], [-1, 0], [0, -1], [0, 0], [-1, -1]], dtype=np.float32)
+    qrels = Qrels("own", list("adbec"), ["q", "empty"], {"q": {"b": 1, "a": 1}, "empty": {"c": 1}})
+    found = rank(qrels, np.array([[1, 0], [0, 0]], dtype=np.float32), d, similarity, None)
+    # q: b scores 0 under all but euclidean (-2), above d and c; e and a are empty, of which e sorts later
+    first = {0: found.rows[0].tolist(), 1: found.rows[1].tolist()}
+    assert first[0][0] == 2 and first[0][3:] == [3, 0]
+    if similarity != "euclidean":
+        assert first[1] == [1, 4, 2, 3, 0]  # ids d, c, b; then e, a
+    assert found.ties()["tied_queries"] == 2 and np.isfinite(found.ties()["mean_reversed"])
 
 
 def test_relevant_counts_are_the_queries_that_a_document_answers():

@@ -16,7 +16,7 @@ from asymlib.data import fetch
 from asymlib.data.collections import load_beir
 from asymlib.data.fetch import fetch_beir, fetch_pairs, main
 from asymlib.data.pairs import load_pairs
-from asymlib.errors import InputError
+from asymlib.errors import InputError, run_command
 from tests.test_collections import write_beir
 
 
@@ -119,6 +119,35 @@ def test_a_sample_of_pairs_is_fixed_by_its_seed_and_grows_by_its_size(tmp_path):
     with pytest.raises(InputError, match=r"wrong: cannot be read \(.*query"):
         draw(parquet(tmp_path / "wrong", [{"text": ["x"]}]), tmp_path / "p.jsonl", 1)
     assert not (tmp_path / "p.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("passages", "found"), [(["fine", None], "nothing"), ([["in"], ["a list"]], "list"), ([1, 2], "int")]
+)
+def test_a_passage_that_is_no_text_is_named_with_its_row(tmp_path, passages, found):
+    hub = parquet(tmp_path / "hub", [{"query": ["one", "two"], "positive": passages}])
+    row = 2 if found == "nothing" else 1
+    with pytest.raises(InputError, match=f"hub, row {row}: field 'positive' must be a string, found {found}$"):
+        fetch_pairs(1, 0, tmp_path / "p.jsonl", str(hub))
+    assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_a_damaged_part_and_wrong_arguments_are_one_sentence(tmp_path, capsys):
+    hub = parquet(tmp_path / "hub", [part(range(9))])
+    next(hub.glob("triplet/*")).write_bytes(b"PAR1 cut short")
+    with pytest.raises(InputError, match=r"^\S+hub: cannot be read \(\w+: [^\n]*or put pairs of your own[^\n]*$"):
+        fetch_pairs(5, 0, tmp_path / "p.jsonl", str(hub))
+    for sample in (0, -5):
+        with pytest.raises(InputError, match=f"sample: expected at least 1, found {sample}"):
+            fetch_pairs(sample, 0, tmp_path / "p.jsonl", str(hub))
+    with pytest.raises(InputError, match="no-such-set: no collection of BEIR, expected one of arguana"):
+        fetch_beir("no-such-set", tmp_path)
+    for arguments in (["beir", "scifact", "--to", str(tmp_path / "file")], ["pairs", "--sample", "0"]):
+        (tmp_path / "file").touch()
+        with pytest.raises(SystemExit) as ended:
+            run_command(partial(main, arguments))
+        assert ended.value.code == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_pairs_by_command_line_and_without_a_network(tmp_path, capsys):

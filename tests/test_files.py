@@ -9,7 +9,7 @@ import pytest
 
 from asymlib import files
 from asymlib.errors import InputError, run_command
-from tests.conftest import full_disk
+from tests.conftest import flipped, full_disk
 
 
 def test_sha256_by_known_values(tmp_path):
@@ -77,6 +77,8 @@ def test_json_is_written_the_same_way_every_time(tmp_path):
         (b"", r"broken\.json:1:1: not valid JSON"),
         (b'{"a": 1}\n{"b": 2}\n', r"broken\.json:2:1: not valid JSON"),
         (b'{"a": "\xff"}', r"broken\.json: not valid JSON .*utf-8"),
+        (b"[" * 100_000, r"broken\.json: not valid JSON .*recursion"),
+        (b"1" * 5_000, r"broken\.json: not valid JSON .*digits"),
     ],
 )
 def test_broken_json_is_refused_naming_file_line_and_column(tmp_path, content, message):
@@ -85,6 +87,68 @@ def test_broken_json_is_refused_naming_file_line_and_column(tmp_path, content, m
         files.read_json(tmp_path / "broken.json")
     with pytest.raises(InputError, match=r"nowhere\.json: no such file"):
         files.read_json(tmp_path / "nowhere.json")
+
+
+RECORD = {
+    "name": "größe",
+    "lr": 1e-05,
+    "epochs": 10,
+    "best": True,
+    "none": None,
+    "losses": [0.5, -0.0, 1e300],
+    "in": {"a": ""},
+}
+
+
+def test_a_record_comes_back_with_its_values_and_types(tmp_path):
+    files.write_record(tmp_path / "a.json", RECORD)
+    found = files.read_record(tmp_path / "a.json", "make it again")
+    assert found == RECORD and all(type(found[name]) is type(value) for name, value in RECORD.items())
+    assert str(found["losses"][1]) == "-0.0"
+    files.write_record(tmp_path / "b.json", {"runs": ({1: 2},)})  # as JSON has it
+    assert files.read_record(tmp_path / "b.json", "") == {"runs": [{"1": 2}]}
+    with pytest.raises(InputError, match=r"absent\.json: no such file; make it again"):
+        files.read_record(tmp_path / "absent.json", "make it again")
+
+
+def test_every_flipped_bit_of_a_record_is_an_error_or_changes_no_value(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_record(path, RECORD)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, 8 * len(whole), 3):
+        path.write_bytes(flipped(whole, place))
+        try:
+            assert repr(sorted(files.read_record(path, "").items())) == repr(sorted(RECORD.items()))
+        except InputError as error:
+            refused += str(path) in str(error)
+    assert refused > 0.9 * 8 * len(whole) / 3  # the others are blanks
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"3", b'{"a": 1, "record_sha256": 5}', b"[" * 100_000])
+def test_what_is_no_record_is_refused_with_the_cure(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json.*; make it again"):
+        files.read_record(tmp_path / "a.json", "make it again")
+
+
+def test_a_short_write_that_numpy_counts_is_a_full_disk_with_its_path(tmp_path):
+    with pytest.raises(InputError, match=r"a\.npy: no space left on the disk"), files.atomic_path(tmp_path / "a.npy"):
+        raise OSError("399360 requested and 54240 written")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), files.atomic_path(tmp_path / "file" / "a.npy"):
+        pass  # no folder can be made there
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_job_is_told_of_every_file_that_was_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASYMLIB_WRITTEN", str(tmp_path / "noted"))
+    monkeypatch.chdir(tmp_path)
+    files.write_text("a/ü.txt", "")
+    with pytest.raises(RuntimeError), files.atomic_path("b"):
+        raise RuntimeError
+    files.write_json(tmp_path / "c.json", {})
+    assert (tmp_path / "noted").read_text(encoding="utf-8").split() == [f"{tmp_path}/a/ü.txt", f"{tmp_path}/c.json"]
 
 
 def test_project_paths_lie_in_the_checkout_or_where_the_environment_says(tmp_path, monkeypatch):

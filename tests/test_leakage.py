@@ -25,13 +25,22 @@ def test_overlap_counts_texts_that_start_or_end_alike():
 
 @given(st.text(max_size=300), st.text(" -_.,!", max_size=5))
 def test_punctuation_and_spaces_do_not_hide_an_overlap(text, between):
-    assert overlap_keys(between.join(text)) == overlap_keys(text)
+    assert overlap_keys(between.join("a" + text)) == overlap_keys("a" + text)
     seen = overlap_keys("Once, upon a time")
     rows = [("a question", between.join("once upon a time")), ("ONCE upon-a-time", "a document"), ("other", "another")]
     assert without_overlap(seen, rows) == rows[2:]
 
 
+def test_a_text_of_symbols_alone_is_seen_where_it_occurs_again():
+    collection = Collection("test", ["1", "2"], ["→ 👍", "!"], ["q1"], ["???"], {"q1": {"1": 1}})
+    shares = {"queries_share": 1, "documents": 2, "documents_in_training": 1, "documents_share": 0.5}
+    assert overlap(["? ??", "→👍"], collection) == {"queries": 1, "queries_in_training": 1} | shares
+    assert without_overlap(overlap_keys("???"), [("???", "a"), ("??", "b"), ("c", " ?? ? ")]) == [("??", "b")]
+    assert overlap_keys(" \n") == set()
+
+
 def test_equal_questions():
+    assert same_words("? ?!") == same_words(" ?  ?!") != same_words("?")
     assert same_words("What's  new, Straße-2?") == same_words("what s NEW strasse 2")
     assert same_words("what is new") != same_words("what is new in 2")
 

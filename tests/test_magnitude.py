@@ -127,6 +127,45 @@ def test_similarities_and_accuracy_equal_a_loop_that_skips_repeated_passages(sim
         assert float(rows["uniformity.document"][r]) == pytest.approx(float(losses.uniformity(unit[1])), rel=1e-5)
 
 
+def test_further_documents_are_negatives_of_every_query_and_nothing_else():
+    q, d = draw(1, 2, 3, 4, seed=6), draw(1, 2, 7, 4, seed=7)
+    same = torch.zeros(1, 2, 3, 7, dtype=torch.bool)
+    same[0, 0, 1, 5] = True
+    tau = torch.ones(1)
+    rows = magnitude.statistics(q, d, losses.score_matrix(q, d, "dot"), same, tau)
+    scores = (q[0] @ d[0].mT).tolist()
+    negative, right = [], 0
+    for k in range(2):
+        for i in range(3):
+            others = [scores[k][i][j] for j in range(7) if j != i and not same[0, k, i, j]]
+            negative += others
+            right += scores[k][i][i] > max(others)
+    assert float(rows["similarity.negative.logit"]) == pytest.approx(np.mean(negative), rel=1e-5)
+    assert float(rows["accuracy"]) == pytest.approx(right / 6)
+    own = d[:, :, :3]
+    alone = magnitude.statistics(q, own, losses.score_matrix(q, own, "dot"), same[..., :3], tau)
+    for name in set(rows) - {"similarity.negative.logit", "similarity.negative.cosine", "accuracy"}:
+        torch.testing.assert_close(rows[name], alone[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sides", ["both", "query"])
+def test_the_frozen_accuracy_is_what_a_recorder_sees_of_an_identity_start(sides):
+    validation = pair_vectors(70, 2)
+    noisy = PairVectors(
+        losses.normalize(validation.queries + 0.3 * draw(70, 16, seed=9)), validation.documents, torch.arange(70) // 2
+    )
+    recorder, recipe = magnitude.Recorder(), SMALL.with_changes(start="identity", sides=sides, similarity="cosine")
+    train.train([(recipe, 0)], pair_vectors(64, 1), noisy, recorder, device="cpu", progress=False)
+    start = magnitude.wide(recorder.frame(), "validation").query("step == 0")["accuracy"].item()
+    assert magnitude.frozen_accuracy(noisy, batch_size=16) == start and 0 < start < 1
+    # the last 6 of 70 make no block; by hand: a query is right if no document of another passage in its block is nearer
+    cosine, right = noisy.queries @ noisy.documents.T, 0
+    for i in range(64):
+        others = [j for j in range(i // 16 * 16, i // 16 * 16 + 16) if j // 2 != i // 2]
+        right += bool(cosine[i, i] > cosine[i, others].max())
+    assert start == pytest.approx(right / 64)
+
+
 def test_a_batch_of_one_passage_is_right_and_has_no_negatives():
     z = draw(1, 1, 4, 3)
     scores = losses.score_matrix(z, z, "dot")
@@ -283,9 +322,26 @@ def test_attribution_refuses_logits_without_a_logarithm():
         (row(-1, 1, 1), row(2, 1, 1)),
         (row(1, 1, 1), row(0, 1, 1)),
         (row(1, 1, 1), row(math.nan, 1, 1)),
+        (row(1, 1, 1), row(math.inf, 1, 1)),
+        (row(1, 1, 0), row(1, 1, 1)),
+        (row(1, 1, 1), row(1, math.nan, 1)),
+        (row(1, 1, 1).drop("length.query.mean"), row(1, 1, 1)),
     ):
         with pytest.raises(InputError, match="its logarithm needs both above 0"):
             magnitude.attribution(start, end)
+
+
+@pytest.mark.parametrize("end", [row(math.nan, math.nan, math.nan), row(math.inf, math.inf, 1), row(1, 0, 0)])
+def test_a_run_that_exploded_is_an_empty_row_beside_the_others(end):
+    exploded, healthy = long([row(1, 1, 1), row(2, 2, 1), end]), long([row(1, 1, 1), row(2, 2, 1), row(8, 4, 1)], "y")
+    table = magnitude.attribute_history(pd.concat([exploded, healthy])).set_index("system")
+    assert table.loc["x"].drop("seed").isna().all()
+    assert table.loc["y", "total"] == pytest.approx(math.log(4))
+
+
+def test_a_run_that_stopped_before_the_first_epoch_was_over_has_nothing_to_attribute():
+    table = magnitude.attribute_history(pd.concat([long([row(1, 1, 1)]), long([row(1, 1, 1), row(2, 2, 1)], "y")]))
+    assert table["total"].isna().tolist() == [True, False]
 
 
 def test_attribution_without_any_growth_has_no_share():
@@ -300,6 +356,8 @@ def test_a_history_is_attributed_from_the_epoch_asked_for():
         0, "length_share"
     ] == pytest.approx(1)
     assert since_one.loc[1].drop("system").isna().all()
+    alone = magnitude.attribute_history(negative)  # nothing has a logarithm: rows of nan, still numbers
+    assert alone.drop(columns="system").iloc[0, 1:].isna().all() and (alone.dtypes[2:] == "float64").all()
     since_start = magnitude.attribute_history(grown, since=0).iloc[0]
     assert since_start["total"] == pytest.approx(math.log(80))
     assert since_start["angle"] == pytest.approx(math.log(20))
@@ -337,3 +395,14 @@ def test_rates_by_length_by_hand():
     # all documents of one length, each found equally often: every group is the average one
     even = magnitude.rates_by_length(np.ones(20), np.arange(20)[:, None], np.ones(20, int))
     assert even["retrieved_rate"].tolist() == pytest.approx([1.0] * 10)
+
+
+def test_the_figure_of_growth_names_runs_that_diverged():
+    from asymlib.report import training_figures
+
+    rows = [("a", 0, 0.1, 0.2, 0.3, 0.6, False), ("a", 1, *[math.nan] * 4, True), ("b", 0, *[math.nan] * 4, True)]
+    table = pd.DataFrame(rows, columns=["system", "seed", "query", "document", "angle", "total", "diverged"])
+    figure, shown = training_figures.growth_split(table)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["a (1 of 2 seeds) (1 diverged)", "b"] and shown["diverged"].tolist() == [1, 1]
+    assert "diverged" in [text.get_text() for text in figure.axes[0].texts]

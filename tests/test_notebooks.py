@@ -10,6 +10,7 @@ from collections import Counter
 import nbformat
 import pytest
 
+from asymlib.errors import InputError
 from asymlib.report import tables
 from tests.conftest import ROOT
 
@@ -43,7 +44,9 @@ def test_parameters_are_typed_literals_under_their_comments(path):
     tagged = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
     assert tagged == code_cells(path)[:1] and tagged[0].source.startswith("# ")
     for node in ast.parse(tagged[0].source).body:
-        assert isinstance(node, ast.AnnAssign) and type(ast.literal_eval(node.value)).__name__ == node.annotation.id
+        assert isinstance(node, ast.AnnAssign)
+        value, kind = ast.literal_eval(node.value), node.annotation.id
+        assert type(value).__name__ == kind or (value is None and kind == "str"), node.target.id
     assert "  #" not in tagged[0].source, "a comment stands above its parameter"
 
 
@@ -62,13 +65,39 @@ def test_notebooks_are_linted_like_code():
 
 # ------------------------------------------------------------------------------------------ one recipe of one's own
 
-OWN = {"study": "own", "packages": {"test": ["seaborn"], "validation": ["jedi"], "train": ["fonttools"]}}
-TRAINING = {"study": "own", "seeds": [0, 1], "changes": {"epochs": 2, "batch_size": 16}}
+PAIRS = {"packages": {"test": ["seaborn"], "validation": ["jedi"], "train": ["fonttools"]}, "max_length": 16}
+PAIRS |= {"limit_train": 160, "limit_validation": 80, "limit_per_collection": 40}
+SHORT = {"epochs": 2, "batch_size": 16}
+# study: what is trained on it (a recipe, the name that it is saved as, further changes), and what is asked of it after that
+FAMILIES = {
+    "own": ([("asym-dot", "1e-3", {}), ("asym-dot", "exploded", {"lr": 1e12})], "04 05 06 07 08 09"),
+    "default": ([("asym-dot", "", {})], "04 05 06 09"),
+    "others": ([("respred", "", {}), ("iso15-pred12", "007", {})], "03 04 05 06 09"),
+    "lost": ([("asym-cos", "true", {"lr": 1e12}), ("asym-dot", "None", {"lr": 1e6})], "04 05 06 09"),
+}
+GIVEN = {
+    "03": {
+        "lrs": [1e-4, 1e12],
+        "steps": 8,
+        "rounds": [{"sides": ["query"]}],
+        "seeds": [0],
+        "final_seeds": [0, 1],
+        "averaged": 2,
+    },
+    "07": {"seeds": [0, 1], "starts": ["identity"], "lrs": [1e-3, 1e12], "batch_size": 16},
+    "08": {"lrs": [1e-3, 1e12], "steps": [4], "folds": 2},
+}
 JOBS = [
-    ("01_data_prep", OWN | {"limit_train": 160, "limit_validation": 48, "limit_per_collection": 40, "max_length": 16}),
-    ("02_train_heads", TRAINING | {"save_as": "1e-3"}),
-    ("02_train_heads", TRAINING | {"save_as": "exploded", "changes": TRAINING["changes"] | {"lr": 1e12}}),
-    *((name, {"study": "own"}) for name in ("04_magnitude", "05_evaluation", "06_robustness", "09_writeup")),
+    job
+    for study, (trained, asked) in FAMILIES.items()
+    for job in [
+        ("01", {"study": study, **PAIRS}),
+        *(
+            ("02", {"study": study, "recipe": recipe, "save_as": name, "changes": SHORT | changes, "seeds": [0, 1]})
+            for recipe, name, changes in trained
+        ),
+        *((number, {"study": study, **GIVEN.get(number, {})}) for number in asked.split()),
+    ]
 ]
 # Runs the notebooks of a list of [path, parameters] in one process, each in a namespace of its own.
 RUNNER = """
@@ -85,9 +114,10 @@ for path, parameters in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """The project folder after the notebooks ran on 160 pairs of docstrings, with one healthy recipe and one that explodes."""
+    """The project folder after the notebooks ran on 160 pairs of docstrings, for every family of recipes."""
     folder = tmp_path_factory.mktemp("home")
-    jobs = [[str(ROOT / "notebooks" / f"{name}.ipynb"), parameters] for name, parameters in JOBS]
+    path = {notebook.stem[:2]: str(notebook) for notebook in NOTEBOOKS}
+    jobs = [[path[number], parameters] for number, parameters in JOBS]
     setting = {"env": os.environ | {"ASYMLIB_HOME": str(folder), "OMP_NUM_THREADS": "1"}, "cwd": ROOT}
     done = subprocess.run([sys.executable, "-c", RUNNER, json.dumps(jobs)], capture_output=True, text=True, **setting)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -117,14 +147,81 @@ def test_a_run_that_exploded_is_a_row_that_says_so_and_has_no_ranking(home):
 
 @pytest.mark.notebook
 def test_tables_with_nothing_to_compare_keep_their_columns_and_figures_show_what_is_there(home):
-    folder, figures = home / "data/results/own", home / "figures/own"
+    folder = home / "data/results/own"
     contrasts = tables.read_table(folder, "contrasts.csv")
     assert contrasts.empty and {"track", "a", "b", "difference", "p_value", "p_raw"} <= set(contrasts.columns)
     matrix = tables.read_table(folder, "similarity_matrix.csv")
     assert dict(zip(matrix["similarity_eval"], matrix["own"], strict=True)) == {"dot": 1, "cosine": 0, "euclidean": 0}
     assert not (folder / "answers_met.csv").exists() and not (folder / "choices.csv").exists()
-    names = (
-        "signature growth_split systems_zero_shot systems_adapted length_relevance hubness similarity_matrix".split()
-    )
-    files = {f"{name}.{kind}" for name in names for kind in ("png", "pdf", "csv")}
-    assert {path.name for path in figures.iterdir()} == files
+    names = "signature growth_split systems_zero_shot systems_adapted length_relevance hubness similarity_matrix"
+    for study, more in {"own": " ablation oracle", "default": "", "others": "", "lost": ""}.items():
+        files = {f"{name}.{kind}" for name in (names + more).split() for kind in ("png", "pdf", "csv")}
+        assert {path.name for path in (home / "figures" / study).iterdir()} == files, study
+
+
+@pytest.mark.notebook
+def test_every_family_of_recipes_has_its_rows_in_every_table(home):
+    rows = {"default": ["asym-dot"], "others": ["007", "best-head", "respred"], "lost": []}
+    for study, trained in rows.items():
+        folder = home / "data/results" / study
+        for name in ("systems.csv", "hubness.csv", "per_query.parquet"):
+            assert list(tables.read_table(folder, name)["system"].unique()) == ["baseline", "whitened", *trained], study
+        assert tables.read_table(folder, "contrasts.csv").empty == (study != "others")  # best-head against whitened
+        matrix = tables.read_table(folder, "similarity_matrix.csv")
+        assert len(matrix) == (0 if study == "lost" else 3)
+        assert list(tables.read_table(folder, "length_relevance.csv")["system"].unique()) == trained
+        assert not tables.read_table(folder, "overlap.csv")["drop_self"].any()
+    recipes = tables.read_table(home / "data/results/lost", "recipes.csv").set_index("name")
+    assert recipes["diverged"].to_dict() == {"None": 2, "true": 2}
+    assert list(tables.read_table(home / "data/results/lost", "checkpoints.csv")["system"]) == ["None", "true"]
+
+
+@pytest.mark.notebook
+def test_a_family_of_tests_is_a_tracks_own(home):
+    """The adapted track holds the baseline and whitening alone: 3 metrics, one collection and the average of it."""
+    systems = tables.read_table(home / "data/results/default", "systems.csv")
+    tested = systems.dropna(subset="p_raw").groupby(["track", "metric"])["p_raw"]
+    assert tested.size().to_dict() == {
+        (track, metric): count
+        for track, count in (("zero-shot", 4), ("adapted", 2))
+        for metric in ("ndcg@10", "mrr@10", "recall@100")
+    }
+    adapted = systems[(systems["track"] == "adapted") & systems["p_raw"].notna()]
+    assert (adapted["p_value"] <= 2 * adapted["p_raw"] + 1e-7).all()
+
+
+@pytest.mark.notebook
+def test_a_cell_of_the_grid_that_exploded_is_empty_and_nothing_is_split(home):
+    folder = home / "data/results/own"
+    cells = tables.read_table(folder, "ablations.csv").set_index(["similarity", "lr"])
+    assert cells["diverged"].to_dict() == {(s, lr): 2 * (lr > 1) for s in ("dot", "cosine") for lr in (1e-3, 1e12)}
+    assert cells["mean"].isna().tolist() == cells["validation_loss"].isna().tolist() == [False, True, False, True]
+    assert tables.read_table(folder, "ablation_effects.csv")["share"].isna().all()
+    assert set(tables.read_table(folder, "oracle.csv")["lr"].dropna()) == {1e-3}
+
+
+@pytest.mark.notebook
+def test_the_searched_head_is_kept_after_the_epochs_that_its_table_shows(home):
+    log = tables.read_table(home / "data/results/others", "search.csv")
+    assert log["changed"].str.partition(",")[0].tolist()[:4] == ["start", "nothing", "lr 1e+12", "nothing"]
+    assert log["delta_percent"].eq(-100).tolist() == [False, False, True, *[False] * (len(log) - 3)]
+    recipes = tables.read_table(home / "data/results/others", "recipes.csv").set_index("name")
+    epochs = int(log.loc[log["final"], "epochs"].item())
+    assert recipes.loc["best-head", ["epochs", "best_epochs"]].tolist() == [epochs, f"[{epochs}, {epochs}]"]
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [("02", "lr/0.001"), ("02", "baseline"), ("02", "best-head"), ("02", "../../x"), ("03", "average"), ("03", ".x")],
+)
+def test_a_name_that_tables_or_folders_cannot_hold_is_refused_before_anything_is_trained(
+    home, number, name, monkeypatch
+):
+    monkeypatch.setenv("ASYMLIB_HOME", str(home))
+    (path,) = (path for path in NOTEBOOKS if path.stem.startswith(number))
+    space, cells = {}, code_cells(path)
+    with pytest.raises(InputError, match=f"save_as: '{name}'"):
+        for i, cell in enumerate(cells[:4] if number == "03" else cells[:3]):
+            exec(compile(cell.source, path.name, "exec"), space)
+            space |= {"study": "others", "save_as": name} if i == 0 else {}

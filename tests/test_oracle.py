@@ -23,7 +23,7 @@ def noisy(n: int = 120, learnable: bool = True) -> Collection:
     documents = pairs.document_vectors if learnable else np.roll(pairs.document_vectors, 1, axis=0)
     qrels = {query: {document: 1} for query, document in zip(pairs.queries, pairs.documents, strict=True)}
     texts = (pairs.documents, pairs.documents, pairs.queries, pairs.queries)
-    return Collection("noisy", *texts, qrels, False, pairs.query_vectors, documents)
+    return Collection("noisy", *texts, qrels, query_vectors=pairs.query_vectors, document_vectors=documents)
 
 
 def after_heads(test: Collection, parameters: heads.Parameters) -> np.ndarray:
@@ -37,7 +37,8 @@ def test_pairs_come_from_the_queries_in_use_alone_and_other_positives_are_known(
     qrels = {"b": {"x": 2, "y": 0, "gone": 1}, "a": {"w": 1, "x": 1, "y": 1, "z": 1}, "c": {"z": 1}}
     generator = np.random.default_rng(0)
     vectors = [generator.standard_normal((n, 12)).astype(np.float32) for n in (3, 5)]
-    test = Collection("t", list("wxyzb"), list("wxyzb"), list("bac"), list("bac"), qrels, True, *vectors)
+    vectors = {"query_vectors": vectors[0], "document_vectors": vectors[1]}
+    test = Collection("t", list("wxyzb"), list("wxyzb"), list("bac"), list("bac"), qrels, True, **vectors)
     pairs = oracle.judged_pairs(test, np.array([True, True, False]), most=2)
     assert pairs.query.tolist() == [
         0,
@@ -45,13 +46,16 @@ def test_pairs_come_from_the_queries_in_use_alone_and_other_positives_are_known(
         1,
     ]  # b's one relevant document in the corpus, two of a's four; c is not in use
     assert pairs.passage[0] == 1 and len(set(pairs.passage[1:3].tolist())) == 2
-    np.testing.assert_array_equal(pairs.queries.numpy(), vectors[0][[0, 1, 1]])
-    np.testing.assert_array_equal(pairs.documents.numpy(), np.concatenate([vectors[1][pairs.passage[:3]], vectors[1]]))
+    np.testing.assert_array_equal(pairs.queries.numpy(), test.query_vectors[[0, 1, 1]])
+    corpus = test.document_vectors
+    np.testing.assert_array_equal(pairs.documents.numpy(), np.concatenate([corpus[pairs.passage[:3]], corpus]))
     negatives = [{int(pairs.passage[row]) for row in rows if row >= 0} for rows in mine(pairs, 5, margin=np.inf)]
     assert negatives[0] == {0, 2, 3}  # neither x, its positive, nor document 4, which is b itself
     assert negatives[1] == {4}  # beyond `most` a positive stays one; c's judgement is unread
-    with pytest.raises(InputError, match="none of the 0 queries has a relevant document"):
+    with pytest.raises(InputError, match="0 judged pairs in 0 queries, expected at least 2"):
         oracle.judged_pairs(test, np.zeros(3, dtype=bool))
+    corpus[[1, 2]] = 0  # x and y are empty texts now
+    assert set(oracle.judged_pairs(test, np.ones(3, dtype=bool)).passage[:3].tolist()) == {0, 3}
 
 
 def test_every_query_is_scored_once_and_when_cross_fitting_by_a_head_fitted_on_the_other_folds():

@@ -27,6 +27,9 @@ def test_pairs_number_equal_passages_equally(tmp_path):
     ("line", "message"),
     [
         ("{", r"p\.jsonl:2: not valid JSON"),
+        ({"query": "x", "document": ["y"]}, r"p\.jsonl:2: field 'document' must be a string, found list"),
+        ({"query": 3, "positive": "y"}, r"p\.jsonl:2: field 'query' must be a string, found int"),
+        ("[" * 99_999, r"p\.jsonl:2: not valid JSON"),
         ({"query": "x"}, r"p\.jsonl:2: expected fields 'query' and 'document'"),
         ({"document": "y"}, r"p\.jsonl:2: field 'query' must be a string, found nothing"),
         ({"query": "x", "document": " "}, r"p\.jsonl:2: the document is empty"),
@@ -37,6 +40,15 @@ def test_bad_pairs_are_refused_with_file_and_line(tmp_path, line, message):
     write_lines(tmp_path / "p.jsonl", [{"query": "fine", "document": "fine"}, line])
     with pytest.raises(InputError, match=message):
         load_pairs(tmp_path / "p.jsonl")
+
+
+def test_pairs_with_a_byte_order_mark_and_half_a_character_are_read(tmp_path):
+    lines = '\ufeff{"query": "half an emoji \\ud83d", "document": "\\udc00 and one \\ud83d\\ude00"}\r\n\r\n'
+    (tmp_path / "p.jsonl").write_bytes(lines.encode())
+    pairs = load_pairs(tmp_path / "p.jsonl")
+    assert pairs == Pairs("p", ["half an emoji \ufffd"], ["\ufffd and one \U0001f600"])
+    assert module.pair_hash((pairs.queries[0], pairs.documents[0]))
+    assert pairs.name_of("document", 0) == "p, document of pair 1"
 
 
 def test_training_rows_give_every_passage_once_before_any_twice(tmp_path):
@@ -88,7 +100,7 @@ def test_too_little_to_pool_is_named(data):
     for limits, message in [
         ((40, 100), "too few distinct passages for 100 validation pairs"),
         ((40, 1), "sources: expected at least one, and limit_validation"),
-        ((1000, 10), r"limit_train: squad, nq give only \d+ training pairs, not 1000"),
+        ((1000, 10), r"limit_train: squad, nq give \d+ training pairs, not 1000"),
     ]:
         with pytest.raises(InputError, match=message):
             pooled(*data, *limits)
@@ -137,6 +149,52 @@ def test_training_pairs_that_share_text_with_given_validation_go(tmp_path, mine)
     assert removed["overlap_with_validation"] == {"train": 70 + 1 + 2}
 
 
+def test_the_message_names_what_took_the_pairs_and_the_way_out(tmp_path, mine):
+    rows = [{"query": f"question {i}", "document": prose(i)} for i in range(200)]
+    write_lines(tmp_path / "train.jsonl", rows)
+    write_lines(tmp_path / "validation.jsonl", [{**row, "query": f"other {i}"} for i, row in enumerate(rows)])
+    message = (
+        r"validation\.jsonl: 0 training and 200 validation pairs left, expected 64 of each "
+        r"\(of 200 pairs 0 share text with the tests, 200 with \S+validation\.jsonl; "
+    )
+    with pytest.raises(InputError, match=message):
+        own(tmp_path / "train.jsonl", tmp_path / "validation.jsonl", mine[1], 500)
+    tested = write_beir(tmp_path / "tested", [{"_id": f"d{i}", "text": row["document"]} for i, row in enumerate(rows)],
+                        [{"_id": "q", "text": "what"}], ["q\td1\t1"])  # fmt: skip
+    way_out = r"of 200 pairs 200 share text with the tests: to train on a tested .* take source: target"
+    with pytest.raises(InputError, match=rf"train\.jsonl: 0 training and 0 validation pairs left.*{way_out}"):
+        own(tmp_path / "train.jsonl", None, [tested], 500)
+    with pytest.raises(InputError, match=f"too few distinct passages for 70 validation pairs .{way_out}"):
+        pooled({"mine": tmp_path / "train.jsonl"}, [tested], 64, 70)
+
+
+def test_a_question_of_symbols_is_neither_trained_on_nor_alone_a_group(tmp_path, mine):
+    food = write_beir(
+        tmp_path / "symbols" / "food", queries=[*QUERIES, {"_id": "q4", "text": "???"}], qrels=["q4\ta\t1"]
+    )
+    write_lines(tmp_path / "p.jsonl", [*mine[0][:700], {"query": "? ??", "document": prose(901)}])
+    split = own(tmp_path / "p.jsonl", None, [food], 70)
+    assert split.counts["removed"]["overlap_with_tests"] == {"train": 1}
+    assert not [query for query, _ in split.train + split.validation if not query[0].isalpha()]
+
+
+@pytest.mark.parametrize("maker", ["pooled", "own", "of_the_tested"])
+def test_unfindable_judgements_of_tests_and_training_pass_where_asked(tmp_path, maker):
+    folder = collection(tmp_path / "c")
+    for part in ("test", "train"):
+        with open(folder / f"qrels/{part}.tsv", "a") as file:
+            file.write("q0\tlost\t1\nnobody\td1\t1\n")
+    write_lines(tmp_path / "p.jsonl", [{"query": f"w{i}", "document": prose(9000 + i)} for i in range(700)])
+    makers = {
+        "pooled": lambda **how: pooled({"mine": tmp_path / "p.jsonl"}, [folder], 600, 64, **how),
+        "own": lambda **how: own(tmp_path / "p.jsonl", None, [folder], 70, **how),
+        "of_the_tested": lambda **how: of_the_tested(folder, True, 10_000, 500, **how),
+    }
+    with pytest.raises(InputError, match=r"\(strict=False keeps it"):
+        makers[maker]()
+    assert len(makers[maker](strict=False).train) >= 600
+
+
 DOCUMENTS = 800
 
 
@@ -163,7 +221,7 @@ def test_titles_serve_as_queries_where_documents_have_their_own(tmp_path):
         assert query.startswith("Title number ") and doc.startswith(f"Document {query.split()[-1]} says ")
     assert keys_of(doc for _, doc in split.train).isdisjoint(keys_of(doc for _, doc in split.validation))
     assert len(of_the_tested(tmp_path / "c", False, 100, 70).train) == 100
-    with pytest.raises(InputError, match=r"790 training and 10 validation pairs .* expected 64 of each"):
+    with pytest.raises(InputError, match=r"790 training and 10 validation pairs left, expected 64 of each"):
         of_the_tested(tmp_path / "c", False, 10_000, 10)
 
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from asymlib.errors import InputError
-from asymlib.recipes import RECIPES, Recipe, get_recipe
+from asymlib.recipes import RECIPES, RESERVED, Recipe, get_recipe, reserved_name
 
 
 def test_every_recipe_stands_under_its_own_name_and_two_have_nothing_to_train():
@@ -36,7 +36,7 @@ def test_the_readings_of_the_cases_names():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_survives_json(name):
     recipe = get_recipe(name)
-    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert Recipe(**json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
 def test_an_integer_is_a_float_and_equal_recipes_are_one_key():
@@ -54,9 +54,7 @@ def test_an_unknown_recipe_is_refused_and_the_valid_ones_are_named():
         get_recipe("asym-cosine")
 
 
-@pytest.mark.parametrize(
-    "change", [get_recipe("asym-dot").with_changes, lambda **values: Recipe.from_dict({"name": "x", **values})]
-)
+@pytest.mark.parametrize("change", [get_recipe("asym-dot").with_changes, lambda **values: Recipe(name="x", **values)])
 def test_an_unknown_field_is_refused_and_the_valid_ones_are_named(change):
     with pytest.raises(InputError, match=r"unknown field learning_rate, w; valid fields: name, .*") as caught:
         change(learning_rate=1e-3, w=2)
@@ -113,4 +111,27 @@ def test_a_wrong_value_is_refused_naming_recipe_field_value_and_what_was_expecte
 )
 def test_what_does_not_fit_together_is_refused(values, message):
     with pytest.raises(InputError, match=message):
-        Recipe.from_dict(values)
+        Recipe(**values)
+
+
+@pytest.mark.parametrize("name", ["1e-3", "007", "None", "NA", "true", "mine", "asym-dot", "lr=0.001"])
+def test_a_safe_name_that_tables_have_no_other_meaning_for_is_given_back(name):
+    assert reserved_name(name, "save_as") == name
+
+
+@pytest.mark.parametrize(
+    "name", ["lr/0.001", "../x", "../../../../x", "a\\b", "", ".hidden", "-x", "two words", "é", "x\n"]
+)
+def test_a_name_that_is_no_folder_is_refused(name):
+    with pytest.raises(InputError, match=r"save_as: .*expected letters, digits"):
+        reserved_name(name, "save_as")
+
+
+def test_names_that_mean_something_else_in_tables_are_refused_but_for_the_searchs_own():
+    assert set(RESERVED) == {"baseline", "whitened", "average", "best-head"}
+    for name in RESERVED:
+        with pytest.raises(InputError, match=f"save_as: '{name}' means something else in tables"):
+            reserved_name(name, "save_as")
+    assert reserved_name("best-head", "save_as", search=True) == "best-head"
+    with pytest.raises(InputError, match="'average' means something else"):
+        reserved_name("average", "save_as", search=True)

@@ -1,5 +1,6 @@
 """The search: what the criterion measures, what a round keeps, and that a study's tests are never looked at."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_the_own_pool_counts_as_much_as_all_transfer_collections_together():
     assert criterion.weights.tolist() == [0.5, 0.25, 0.25]
     assert criterion.each_frozen == pytest.approx([1, 1, low])
     assert criterion.frozen == pytest.approx(0.75 + 0.25 * low)
-    ndcg, percent = criterion.score(swapped(0, 2))  # now own and t1 are lost to the tie, t2 is won
+    ndcg, percent = criterion.score_run(swapped(0, 2))  # now own and t1 are lost to the tie, t2 is won
     assert ndcg == pytest.approx(0.75 * low + 0.25)
     assert percent == pytest.approx(100 * (0.75 * (low - 1) + 0.25 * (1 / low - 1)))
 
@@ -107,7 +108,7 @@ def case():
     return criterion, study.train.tensors(), study.validation.tensors()
 
 
-START = IDENTITY.with_changes(batch_size=32, lr=1e-6, epochs=2)
+START = IDENTITY.with_changes(batch_size=32, lr=1e-6, epochs=4)
 
 
 def run_search(case, rounds, start=START, **keywords):
@@ -115,13 +116,12 @@ def run_search(case, rounds, start=START, **keywords):
 
 
 def test_every_round_keeps_what_the_criterion_likes_best_and_the_log_keeps_the_rest(case):
-    rounds = [{"lr": [1e-5, 2e-2], "epochs": [1, 4]}, {"temperature": [0.05, 100.0]}, {"hard_negatives": [1]}]
+    rounds = [{"lr": [1e-6, 1e-5, 2e-2]}, {"temperature": [0.05, 100.0]}, {"hard_negatives": [1]}]
     choice, log = run_search(case, rounds)
-    assert (choice.recipe.lr, choice.recipe.epochs, choice.recipe.temperature) == (2e-2, 4, 0.05)
-    assert log.groupby("round").size().tolist() == [1, 5, 2, 2, 2]  # the start, 4 and what was kept, ...
-    combinations = [f"lr {lr}, epochs {epochs}" for lr in ("1e-05", "0.02") for epochs in (1, 4)]
-    assert log["changed"].tolist()[:6] == ["start", "nothing", *combinations]
-    assert log["fields"].tolist()[:8] == ["", "", *["lr+epochs"] * 4, "", "temperature"]
+    assert (choice.recipe.lr, choice.recipe.temperature) == (2e-2, 0.05)
+    assert log.groupby("round").size().tolist() == [1, 3, 2, 2, 2]  # the start, two others and what was kept, ...
+    assert log["changed"].str.partition(",")[0].tolist()[:4] == ["start", "nothing", "lr 1e-05", "lr 0.02"]
+    assert log["fields"].str.partition("+")[0].tolist()[:6] == ["", "", "lr", "lr", "", "temperature"]
     assert log.groupby("round")["chosen"].sum().eq(1).all()
     ends = log.loc[log["chosen"]].set_index("round")["delta_percent"]
     assert ends.equals(log.groupby("round")["delta_percent"].max())
@@ -137,10 +137,29 @@ def test_a_row_of_the_log_is_the_mean_over_the_seeds_of_runs_trained_alone(case)
     criterion, training, validation = case
     _, log = run_search(case, [{"lr": [2e-2]}], seeds=[3, 4], averaged=1)
     row, recipe = log.iloc[2], START.with_changes(lr=2e-2)
+    recipe = recipe.with_changes(epochs=int(row["epochs"]))
     alone = [train([(recipe, seed)], training, validation, progress=False)[0] for seed in (3, 4)]
-    ndcg, percent = np.array([criterion.score(run) for run in alone]).T
+    ndcg, percent = np.array([criterion.score(run.last, "cosine") for run in alone]).T
     assert row["validation"] == pytest.approx(ndcg.mean()) and row["delta_percent"] == pytest.approx(percent.mean())
     assert row["sd"] == pytest.approx(ndcg.std(ddof=1)) and row["seeds"] == 2
+
+
+def test_a_candidate_is_trained_once_and_its_epochs_are_those_the_criterion_likes_best(case, monkeypatch):
+    criterion, training, validation = case
+    lrs, trained = [2e-2, 0.1], []
+    monkeypatch.setattr(search, "train", lambda runs, *data, **how: trained.extend(runs) or train(runs, *data, **how))
+    _, log = run_search(case, [{"lr": lrs}, {"lr": [*lrs, 1e-6]}], averaged=1, seeds=[0])
+    distinct = [(recipe.with_changes(name="x"), seed) for recipe, seed in trained]
+    assert len(distinct) == len(set(distinct)) == 3 and {recipe.epochs for recipe, _ in distinct} == {START.epochs}
+    assert log.groupby("round").size().tolist() == [1, 3]  # the second round holds nothing new
+    for row, lr in zip(log.iloc[2:].itertuples(), lrs, strict=True):
+        until = [START.with_changes(name=f"{epochs}", lr=lr, epochs=epochs) for epochs in range(1, 5)]
+        runs = train([(recipe, 0) for recipe in until], training, validation, progress=False)
+        by_epoch = [criterion.score(run.last, "cosine")[1] for run in runs]
+        assert row.epochs == 1 + int(np.argmax(by_epoch)) and row.delta_percent == pytest.approx(max(by_epoch))
+    assert log["epochs"].nunique() > 1
+    with pytest.raises(InputError, match="'epochs' are chosen within a run"):
+        run_search(case, [{"lr": lrs, "epochs": [1, 5]}])
 
 
 def test_two_spellings_of_no_isotropy_are_one_candidate_and_what_is_kept_is_not_tried_again(case):
@@ -148,16 +167,18 @@ def test_two_spellings_of_no_isotropy_are_one_candidate_and_what_is_kept_is_not_
     _, log = run_search(case, [grid], averaged=1, seeds=[0])
     tried = log[log["round"] == 1][["isotropy", "isotropy_weight"]].apply(tuple, axis=1).tolist()
     assert tried == [("covariance", 0.05), ("none", 0.0), ("cosine", 0.05)]
+    assert log["candidate"].tolist() == [0, 0, 1, 2]
 
 
 def test_the_averaging_round_trains_disjoint_seeds_and_is_left_out_for_heads_with_random_weights(case):
     criterion, training, validation = case
     _, log = run_search(case, [{"lr": [2e-2]}], seeds=[0, 1])
-    runs = train([(START.with_changes(lr=2e-2), s) for s in range(6)], training, validation, progress=False)
-    means = [average_runs(runs[:3], 0), average_runs(runs[3:], 1)]
     row = log[log["averaged"] == 3].iloc[-1]
-    assert (row["changed"], row["fields"], row["seeds"]) == ("averaged 3", "averaged", 2)
-    assert row["delta_percent"] == pytest.approx(np.mean([criterion.score(run)[1] for run in means]))
+    assert row["changed"].endswith("averaged 3") and row["fields"].endswith("averaged") and row["seeds"] == 2
+    recipe = START.with_changes(lr=2e-2, epochs=int(row["epochs"]))
+    runs = train([(recipe, s) for s in range(6)], training, validation, progress=False)
+    means = [average_runs(runs[:3], 0), average_runs(runs[3:], 1)]
+    assert row["delta_percent"] == pytest.approx(np.mean([criterion.score(run.last, "cosine")[1] for run in means]))
     for start in (START.with_changes(head="residual"), START.with_changes(start="random")):
         _, log = run_search(case, [], start=start)
         assert len(log) == 1 and log["final"].all()
@@ -165,40 +186,50 @@ def test_the_averaging_round_trains_disjoint_seeds_and_is_left_out_for_heads_wit
 
 def test_a_candidate_that_diverges_is_logged_and_never_chosen(case):
     broken = START.with_changes(similarity="dot")
-    choice, log = run_search(case, [{"lr": [1e25]}], start=broken, averaged=1)
-    assert choice.recipe == broken and log["delta_percent"].iloc[2] == search.DIVERGED
+    choice, log = run_search(case, [{"lr": [1e25, 2e-6]}], start=broken, averaged=1)
+    assert log["delta_percent"].eq(search.DIVERGED).tolist() == [False, False, True, False]
+    assert choice.recipe.lr == broken.lr and log["delta_percent"].iloc[2] == search.DIVERGED
+    assert log.iloc[2][["validation", "sd"]].isna().all() and log["epochs"].iloc[2] == broken.epochs
 
 
-def test_an_average_leaves_out_members_that_diverged_and_is_never_chosen():
+def test_a_member_that_diverged_stands_for_its_average(monkeypatch):
     def run(seed, value, diverged_at=None):
         weight = {"query.weight": torch.full((2, 2), value)}
         return TrainedRun(IDENTITY, seed, weight, weight, 1, [1.0, 0.5], diverged_at)
 
     runs = [run(0, 1.0), run(1, 2.0), run(2, 6.0), run(3, 1.0), run(4, 99.0, 7), run(5, 3.0)]
     runs += [run(6, 4.0, 5), run(7, 5.0, 2), run(8, 6.0, 9)]
-    whole, part, none = search.Candidate(IDENTITY, averaged=3).join(runs, [0, 1, 2])
+    monkeypatch.setattr(search, "train", lambda *asked: runs)
+    whole, part, none = search.train_choice(search.Candidate(IDENTITY, averaged=3), [0, 1, 2], None, None)
     assert [one.seed for one in (whole, part, none)] == [0, 1, 2]
-    assert [one.best["query.weight"][0, 0].item() for one in (whole, part, none)] == [3.0, 2.0, 4.0]
-    assert [one.diverged_at for one in (whole, part, none)] == [None, 7, 2]
+    assert [one.best["query.weight"][0, 0].item() for one in (whole, part, none)] == [3.0, 99.0, 4.0]
+    assert [one.diverged_at for one in (whole, part, none)] == [None, 7, 5]
 
 
 def test_a_choice_is_trained_under_its_name_read_back_without_its_weights_and_logged_in_one_row(case, tmp_path):
     criterion, training, validation = case
     choice = search.Candidate(START.with_changes(lr=2e-2, name="best-head"), 2)
-    (runs,) = search.train_candidates([choice], [0, 4], training, validation, progress=False)
+    runs = search.train_choice(choice, [0, 4], training, validation, progress=False)
     assert [(run.recipe, run.seed) for run in runs] == [(choice.recipe, 0), (choice.recipe, 4)]
     parts = train([(choice.recipe, seed) for seed in (8, 9)], training, validation, progress=False)
-    expected = (parts[0].best["query.weight"] + parts[1].best["query.weight"]) / 2
+    expected = (parts[0].last["query.weight"] + parts[1].last["query.weight"]) / 2
     torch.testing.assert_close(runs[1].best["query.weight"], expected)
+    assert runs[1].best_epoch == START.epochs
     save_runs(tmp_path, runs, averaged=choice.averaged)
     assert search.load_choice(tmp_path) == choice
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="expected the fields 'recipe' and 'averaged'"):
+    save_runs(tmp_path, runs)
+    with pytest.raises(InputError, match="expected the field 'averaged', which 03_select_head writes"):
+        search.load_choice(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match="no such file; run 03_select_head"):
         search.load_choice(tmp_path)
     _, log = run_search(case, [], averaged=1)
     taken = search.log_of_one(choice, runs, criterion)
     assert list(taken.columns) == list(log.columns) and taken["final"].all() and taken["changed"].item() == "taken over"
-    assert taken["delta_percent"].item() == pytest.approx(np.mean([criterion.score(run)[1] for run in runs]))
+    assert taken["delta_percent"].item() == pytest.approx(np.mean([criterion.score_run(run)[1] for run in runs]))
+    assert taken["epochs"].item() == choice.recipe.epochs
+    broken = search.log_of_one(choice, [replace(runs[0], diverged_at=3), runs[1]], criterion)
+    assert broken["delta_percent"].item() == search.DIVERGED
 
 
 def test_updates_become_whole_epochs():

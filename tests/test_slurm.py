@@ -1,4 +1,4 @@
-"""The tiny study through a real Slurm, started on this machine: skipped where Slurm is missing or we are not root."""
+"""Jobs through a real Slurm, started on this machine: skipped where Slurm is missing or we are not root."""
 
 import os
 import shutil
@@ -9,20 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_workflow import SNAKEMAKE
+from tests.test_workflow import make_toy, start, write_toy
 
 PROGRAMS = ("slurmctld", "slurmd", "srun", "munged", "runuser")
 OPTIONS = [
     *("--workflow-profile", "workflow/profiles/slurm", "--slurm-no-account", "--slurm-status-command", "squeue"),
     *("--set-threads", "data_prep=2", "--seconds-between-status-checks", "2"),
-    *(
-        "--slurm-init-seconds-before-status-checks",
-        "2",
-        "--configfile",
-        "workflow/tiny.yaml",
-        "--config",
-        "gpus_per_job=1",
-    ),
+    *("--slurm-init-seconds-before-status-checks", "2", "--config", "gpus_per_job=1"),
 ]
 
 
@@ -48,19 +41,22 @@ def slurm():
 
 
 @pytest.mark.notebook
-@pytest.mark.timeout(420)
-def test_the_tiny_study_runs_through_slurm(slurm, tmp_path):
-    environment = os.environ | {
-        "SLURM_CONF": str(slurm / "slurm/slurm.conf"),
-        "ASYMLIB_HOME": str(tmp_path),
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = ["timeout", "-k", "10", "300", SNAKEMAKE[0], "data/runs/tiny/05-evaluation.json", *OPTIONS]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.count("has been submitted with SLURM jobid") == 4  # data, two recipes, evaluation
-    assert (tmp_path / "data/results/tiny/systems.csv").exists()
+@pytest.mark.timeout(300)
+def test_jobs_run_through_slurm_each_with_a_gpu_of_its_own(slurm, tmp_path, monkeypatch):
+    cell = """
+        import os, time
+        from asymlib.table import write
+        write(f"data/runs/{study}/gpu-{recipe}", os.environ["CUDA_VISIBLE_DEVICES"])
+        files = "config.json heads.safetensors history.parquet"
+        write(" ".join(f"data/runs/{study}/heads/{recipe}/{name}" for name in files.split()), os.environ["SLURM_JOB_ID"])
+        time.sleep(4)
+        """
+    make_toy(tmp_path)
+    write_toy(tmp_path, "02_train_heads", cell)
+    monkeypatch.setenv("SLURM_CONF", str(slurm / "slurm/slurm.conf"))
+    targets = [f"data/runs/s/02-{recipe}.json" for recipe in "ab"]
+    shown = start(tmp_path, *targets, *OPTIONS).communicate(timeout=200)[0]
+    assert all((tmp_path / target).exists() for target in targets), shown
+    assert {(tmp_path / f"data/runs/s/gpu-{recipe}").read_text() for recipe in "ab"} <= {"0", "1"}
     jobs = (slurm / "slurm/log/jobs.txt").read_text().splitlines()
-    assert len(jobs) == 4 and all("JobState=COMPLETED" in line for line in jobs)
+    assert len(jobs) == 3 and all("JobState=COMPLETED" in line for line in jobs)

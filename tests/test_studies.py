@@ -9,10 +9,12 @@ import pytest
 
 from asymlib.data import studies
 from asymlib.data.collections import load_beir
+from asymlib.data.plans import RESERVED
 from asymlib.encoding.encoder import EncoderConfig
 from asymlib.errors import InputError
+from asymlib.files import read_record, write_record
 from tests.conftest import ROOT
-from tests.small_encoders import build_bert
+from tests.small_encoders import build_bert, build_static
 from tests.test_collections import CORPUS, prose, write_beir, write_lines
 from tests.test_docstrings import made_up_packages
 
@@ -82,7 +84,7 @@ def test_an_unaltered_study_is_opened_and_anything_else_is_made_again(home, pack
     write_lines(home / "beir" / "food" / "corpus.jsonl", CORPUS[::-1])
     assert build() and not build()
     assert described()["content_sha256"] != first
-    (studies.prepared("s") / "study.json").write_text("{}")  # of another version
+    (home / "pairs.jsonl").write_text((home / "pairs.jsonl").read_text().replace("w1 w2", "w1 w3"))
     assert build() and not build()
     assert build("docstrings", packages=packages) and not build("docstrings", packages=packages)
     corpus = studies.prepared("s") / "collections" / "madetest" / "corpus.jsonl"
@@ -96,6 +98,95 @@ def test_an_unaltered_study_is_opened_and_anything_else_is_made_again(home, pack
     assert not corpus.exists()
 
 
+DAMAGES = [
+    lambda whole: b"",
+    lambda whole: whole[: len(whole) // 2],
+    lambda whole: whole.replace(b"a", b"e", 1),
+    lambda whole: b"\0" * len(whole),
+    lambda whole: b"[" * 99_999,
+    *(lambda whole, text=text: text for text in (b"{}", b"[1]", b"null", b'{"parameters": 3, "config": 3}')),
+]
+
+
+@pytest.mark.parametrize("file", ["study.json", "train.jsonl", "encoder.json"])
+def test_damage_is_named_and_the_same_command_heals_it(home, config, file):
+    for part, start in (("train", 0), ("validation", 100)):
+        pairs = [{"query": f"{part} w{i}", "document": prose(start + i, 5)} for i in range(64)]
+        write_lines(home / f"{part}.jsonl", pairs)
+    own = {"train": "train.jsonl", "validation": "validation.jsonl", "tests": ["beir/food"]}
+
+    def command() -> studies.Study:
+        return studies.prepare("s", "folder", **own).encode(config, progress=False)
+
+    study = command()
+    path = study.folder / file
+    whole = path.read_bytes()
+    path.unlink()
+    for damage in (None, *DAMAGES):
+        if damage:
+            path.write_bytes(damage(whole))
+        with pytest.raises(InputError, match=rf"{file}\b.*run 01_data_prep for this study again$"):
+            studies.load("s")
+        assert command() == study
+        assert path.read_bytes() == whole
+    assert studies.load("s") == study
+
+
+def test_records_of_another_version_or_place_are_refused(home, config, monkeypatch):
+    monkeypatch.setenv("ASYMLIB_DATA", str(home))
+    folder = studies.prepare("s", "folder", **OWN).encode(config, progress=False).folder
+    about = read_record(folder / "encoder.json", "")
+    write_record(folder / "encoder.json", about | {"config": about["config"] | {"prompt": ""}})
+    with pytest.raises(
+        InputError, match=r"encoder\.json: not the encoder of a study of this version; run 01_data_prep"
+    ):
+        studies.load("s")
+    made = read_record(folder / "study.json", "")
+    for below in ("../other", "collections/../../x", "$ASYMLIB_DATA/../x"):
+        entry = made["collections"][0] | {"folder": below}
+        write_record(folder / "study.json", made | {"collections": [entry]})
+        with pytest.raises(InputError, match=r"study\.json: food: expected a path below .*, found '.*\.\./"):
+            studies.load("s")
+    write_record(folder / "study.json", about)
+    with pytest.raises(InputError, match=r"study\.json: not a study of this version; run 01_data_prep"):
+        studies.load("s")
+
+
+def test_what_was_asked_about_self_matches_and_odd_judgements_is_done_and_counted(home, caplog):
+    queries = [{"_id": "a", "text": "grow on trees"}, {"_id": "q", "text": "half \ud83d"}, {"_id": "z", "text": "zero"}]
+    odd = ["a\tb\t1", "q\tc\t1", "q\tlost\t1", "nobody\ta\t1", "z\tc\t0"]
+    write_beir(home / "beir" / "odd", queries=queries, qrels=odd)
+    asked = OWN | {"tests": ["beir/food", "beir/odd"]}
+    with pytest.raises(InputError, match=r"test\.tsv:3: document 'lost' is not in corpus\.jsonl \(strict=False keeps"):
+        studies.prepare("s", "folder", **asked)
+    first = studies.prepare("s", "folder", **asked, strict=False)
+    assert "odd: 1 queries are documents of the corpus, with the same id and text" in caplog.text
+    rows = {row.pop("part"): row for row in first.reading()}
+    assert list(rows) == ["train", "validation", "food", "odd"] and rows["train"] == {"texts_with_fffd": 0}
+    passed = {"missing_documents": 1, "unknown_queries": 1, "queries_left_out": 1}
+    assert rows["odd"] == {"texts_with_fffd": 1, "drop_self": False, "self_matches": 1} | passed
+    assert studies.load("s", vectors=False).tests["odd"].tolerated == passed
+    caplog.clear()
+    dropped = studies.prepare("s", "folder", **asked, strict=False, drop_self=["odd"])
+    assert not caplog.text and dropped.tests["odd"].drop_self and not dropped.tests["food"].drop_self
+    assert dropped.train == first.train and dropped.content_sha256 != first.content_sha256
+    assert studies.load("s", vectors=False).tests["odd"].judgements.exclude.tolist() == [0, -1]
+    assert (
+        dropped.content_sha256
+        == studies.prepare("t", "folder", **asked, strict=False, drop_self=["odd"]).content_sha256
+    )
+
+
+def test_an_empty_document_is_encoded_and_one_that_cannot_be_is_named(home, tmp_path):
+    config = EncoderConfig(model=str(build_static(tmp_path / "static")), device="cpu")
+    write_beir(home / "beir" / "food", [*CORPUS, {"_id": "void", "text": " "}])
+    study = studies.prepare("s", "folder", **OWN).encode(config, progress=False)
+    assert not study.tests["food"].document_vectors[3].any()
+    write_beir(home / "beir" / "food", [*CORPUS, {"_id": "4983", "text": "nan"}])
+    with pytest.raises(InputError, match=r"^food, document 4983: "):
+        studies.prepare("s", "folder", **OWN).encode(config, progress=False)
+
+
 def test_a_study_that_cannot_be_written_whole_is_absent(home):
     whole = studies.prepare("s", "folder", **OWN)
     folder = studies.prepared("s")
@@ -103,7 +194,7 @@ def test_a_study_that_cannot_be_written_whole_is_absent(home):
     (folder / "train.jsonl").mkdir()  # so that no file can take its name
     with pytest.raises(OSError):
         studies.prepare("s", "folder", **OWN)
-    with pytest.raises(InputError, match=r"s: holds no study\.json; run 01_data_prep"):
+    with pytest.raises(InputError, match=r"s/study\.json: no such file; run 01_data_prep for this study again"):
         studies.load("s")
     (folder / "train.jsonl").rmdir()
     assert studies.prepare("s", "folder", **OWN) == whole
@@ -156,6 +247,13 @@ def test_wrong_requests_are_named_before_anything_is_read(home, monkeypatch):
     refused("limit_train: expected at least 1, found 0", limit_train=0)
     refused("no test collection: expected at least one folder", tests=[])
     refused("food and .*food have the same name", tests=["beir/food", "elsewhere/food"])
+    refused(r"tests: 'my food', expected letters, digits", tests=["beir/my food"])
+    for name in RESERVED:
+        refused(f"a collection cannot be called {name}; rename the folder", tests=[f"beir/{name}"])
+    refused(r"tests: expected names, found 2026; quote it", tests=[2026])
+    refused("drop_self: 'fod' is no test collection of this study; it has food", drop_self=["fod"])
+    refused("beir/nowhere: no such folder; .*; it is needed to test on", tests=["beir/nowhere"])
+    refused("corpus.jsonl: a file, expected a folder", tests=["beir/food/corpus.jsonl"])
     for train in ("", "absent.jsonl", "beir/food/qrels/test.tsv"):
         refused(r"train: expected a \.jsonl file of pairs or a folder in BEIR's layout that exists", train=train)
     refused(r"validation: expected a \.jsonl file of pairs that exists, found 'beir/food'", validation="beir/food")
@@ -163,7 +261,11 @@ def test_wrong_requests_are_named_before_anything_is_read(home, monkeypatch):
     with pytest.raises(InputError, match=r"study: '\.\./s'"):
         studies.prepare("../s", "folder", **OWN)
     monkeypatch.setenv("ASYMLIB_DATA", str(home))
-    refused("no test collection: expected .* target", "target")
+    refused("target: expected a path below .*beir, found ''", "target")
+    refused(r"target: expected a path below .*beir, found '\.\./food'", "target", target="../food")
+    refused("sources: one of pairs.jsonl, ./pairs.jsonl stands twice", "real", sources=["pairs.jsonl", "./pairs.jsonl"])
+    refused(r"sources: expected a path below .*home, found '\.\./p\.jsonl'", "real", sources=["../p.jsonl"])
+    refused(r"tests: expected a path below .*beir, found '/food'", "real", sources=["pairs.jsonl"], tests=["/food"])
     refused(r"train\.tsv: no such file; it is needed for training pairs", "target", target="food", labels=True)
     assert not studies.prepared("s").exists()
 
@@ -175,6 +277,12 @@ def test_input_files_are_those_outside_the_study(home, monkeypatch):
     real = {"sources": ["pairs.jsonl"], "tests": ["food"]}
     assert studies.input_files("real", real) == [*food, str(home / "pairs.jsonl")]
     assert studies.input_files("target", {"target": "food"}) == food
+    with pytest.raises(InputError, match=r"train\.tsv: no such file; it is needed for training pairs"):
+        studies.input_files("target", {"target": "food", "labels": True})
+    (home / "beir/food/qrels/test.tsv").rename(home / "beir/food/qrels/train.tsv")
+    with pytest.raises(InputError, match=r"test\.tsv: no such file; it is needed to test on"):
+        studies.input_files("real", real)
+    (home / "beir/food/qrels/test.tsv").write_bytes((home / "beir/food/qrels/train.tsv").read_bytes())
     train = str(home / "beir/food/qrels/train.tsv")
     assert studies.input_files("target", {"target": "food", "labels": True}) == sorted([*food, train])
 

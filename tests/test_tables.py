@@ -4,6 +4,8 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -11,8 +13,9 @@ import pandas as pd
 import pytest
 
 from asymlib.errors import InputError
-from asymlib.files import sha256_file
-from asymlib.report.tables import origin, read_origin, read_table, write_table
+from asymlib.files import read_record, sha256_file
+from asymlib.report.tables import WRITTEN_BY, origin, read_origin, read_table, write_table
+from tests.conftest import ROOT
 
 ORIGIN = {"parameters": {"seeds": 5}, "data": {"study": "abc"}, "seeds": [0, 1]}
 TABLE = pd.DataFrame({"name": ["a", "b"], "value": [0.1234567891, 2.0], "count": [3, 4]})
@@ -44,20 +47,79 @@ def test_each_table_keeps_its_own_origin_and_its_own_hash(tmp_path):
 
 
 def test_a_table_without_origin_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"one\.csv: no such table; run the notebook that writes it first"):
-        read_table(tmp_path, "one.csv")
-    TABLE.to_csv(tmp_path / "one.csv")
-    with pytest.raises(InputError, match=r"one\.csv: a table without origin; expected .*origin\.json beside it"):
-        read_table(tmp_path, "one.csv")
+    folder = tmp_path / "mine"
+    cure = "run 05_evaluation for the study 'mine' again"
+    with pytest.raises(InputError, match=rf"ties\.csv: no such table; {cure}"):
+        read_table(folder, "ties.csv")
+    write_table(folder, "two.csv", TABLE, ORIGIN)
+    TABLE.to_csv(folder / "ties.csv")
+    with pytest.raises(InputError, match=rf"origin\.json: no entry for ties\.csv, so its origin is unknown; {cure}"):
+        read_table(folder, "ties.csv")
+    whole = (folder / "origin.json").read_text()
     for content, message in {
-        '{"one.csv": ': r"origin\.json:1:13: not valid JSON",
-        "[]": r"origin\.json: no entry with a SHA-256 for one\.csv",
-        '{"two.csv": {"sha256": "0"}}': "no entry with a SHA-256",
-        '{"one.csv": {"rows": 2}}': "no entry with a SHA-256",
+        '{"ties.csv": ': r"origin\.json:1:14: not valid JSON",
+        "[]": r"origin\.json: not as it was written",
+        '{"ties.csv": {"sha256": "0"}}': r"origin\.json: not as it was written",
+        whole.replace('"seeds": 5', '"seeds": 6'): r"origin\.json: not as it was written",
+        "": r"origin\.json:1:1: not valid JSON",
     }.items():
-        (tmp_path / "origin.json").write_text(content)
-        with pytest.raises(InputError, match=message):
-            read_table(tmp_path, "one.csv")
+        (folder / "origin.json").write_text(content)
+        with pytest.raises(InputError, match=f"{message}.*{cure}"):
+            read_table(folder, "ties.csv")
+    (folder / "origin.json").unlink()
+    with pytest.raises(
+        InputError, match=r"origin\.json: no such file; .*run the notebook that writes it for the study 'mine'"
+    ):
+        read_table(folder, "two.csv")
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"one.csv": {"sha256": "0"}}', None])
+def test_the_same_notebook_heals_a_damaged_or_deleted_origin(tmp_path, damage):
+    for name in ("one.csv", "two.csv"):
+        write_table(tmp_path, name, TABLE, ORIGIN)
+    record = tmp_path / "origin.json"
+    record.unlink() if damage is None else record.write_text(damage)
+    write_table(tmp_path, "one.csv", TABLE, ORIGIN)
+    pd.testing.assert_frame_equal(read_table(tmp_path, "one.csv"), TABLE)
+    with pytest.raises(InputError, match="no entry for two"):
+        read_table(tmp_path, "two.csv")
+
+
+def test_every_table_of_the_notebooks_has_its_notebook():
+    written = {}
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        for name in re.findall(r'write_table\(.*?"(\w+\.(?:csv|parquet))\b', path.read_text().replace("\\", "")):
+            written.setdefault(path.stem, set()).add(name)
+    for stem, names in WRITTEN_BY.items():
+        assert set(names.split()) == written.pop(stem), stem
+    assert set(written) <= {"10_diagnose"}
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
+@pytest.mark.parametrize(
+    "system", ["1e-3", "007", "None", "NA", "nan", "true", "inf", "-", "1_000", "0x1F", "2024-01-01", ""]
+)
+def test_text_comes_back_as_text_whatever_the_column_is_called(tmp_path, name, system):
+    table = pd.DataFrame({"any": [system, system], "mixed": [system, "word"], "value": [1.5, 2], "flag": [True, False]})
+    table = pd.concat([table, table.iloc[:1].assign(mixed=None)], ignore_index=True)
+    write_table(tmp_path, name, table, ORIGIN)
+    found = read_table(tmp_path, name)
+    assert found["any"].isna().all() if (system, name) == ("", "table.csv") else found["any"].tolist() == [system] * 3
+    assert found["mixed"].iloc[1] == "word" and pd.isna(found["mixed"].iloc[2])
+    assert found["value"].tolist() == [1.5, 2, 1.5] and found["flag"].tolist() == [True, False, True]
+
+
+def test_a_folder_whose_name_the_locale_cannot_write_holds_tables(tmp_path):
+    code = "import pandas as pd, sys; from asymlib.report.tables import read_table, write_table\nfor kind in ('csv', 'parquet'):"
+    code += (
+        " write_table(sys.argv[1], f'one.{kind}', pd.DataFrame({'name': ['1e-3', 'ü']}), {'parameters': {'of': 'ü'}});"
+    )
+    code += " assert read_table(sys.argv[1], f'one.{kind}')['name'].tolist() == ['1e-3', 'ü']"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-c", code.encode("ascii", "backslashreplace").decode(), tmp_path / "Mosè"]
+    done = subprocess.run(command, env=os.environ | plain, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_table(tmp_path / "Mosè", "one.csv")["name"].tolist() == ["1e-3", "ü"]
 
 
 @pytest.mark.parametrize("name", ["one.csv", "one.parquet"])
@@ -80,7 +142,7 @@ def test_notebooks_that_write_side_by_side_lose_no_entry(tmp_path):
         thread.start()
     for thread in writers:
         thread.join()
-    assert set(json.loads((tmp_path / "origin.json").read_text())) == {name for some in names for name in some}
+    assert set(read_record(tmp_path / "origin.json", "")) == {name for some in names for name in some}
 
 
 def test_an_origin_says_where_a_result_comes_from_and_is_json(tmp_path, monkeypatch):

@@ -190,6 +190,15 @@ def test_the_best_epoch_is_the_lowest_validation_loss_and_its_parameters_are_kep
         torch.testing.assert_close(result.best, until.last, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("similarity", "lr"), [("dot", 1e6), ("dot", 1e25), ("cosine", 1e13)])
+def test_what_only_validation_sees_to_have_diverged_has_diverged(similarity, lr):
+    """One update: no training loss comes after it."""
+    once = SMALL.with_changes(similarity=similarity, epochs=1, batch_size=len(TRAINING.queries))
+    broken, fine = fit((once.with_changes(name="explosive", lr=lr), 0), (once, 0), validation=TRAINING)
+    assert (broken.diverged_at, broken.best_epoch, fine.diverged_at, fine.best_epoch) == (1, 0, None, 1)
+    assert broken.diverged and not fine.diverged and len(broken.validation_loss) == len(fine.validation_loss) == 2
+
+
 def test_a_run_that_diverges_is_stopped_kept_finite_and_does_not_disturb_the_others():
     explosive = SMALL.with_changes(name="explosive", lr=1e25, epochs=2)
     recorder = Recorder()

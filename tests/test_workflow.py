@@ -1,24 +1,17 @@
-"""The workflow on a toy project: what would run and why, what is refused, failures, kills. And the tiny study, killed."""
+"""The workflow on a toy project: what would run and why, what is refused, failures, kills, damage."""
 
+import fcntl
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import yaml
 
-from asymlib.errors import InputError
 from tests.conftest import ROOT
 from tests.test_run_notebook import SLEEPER, gone, wait_for, write_notebook
-
-sys.path.insert(0, str(ROOT / "workflow"))
-from config import read_family
 
 SNAKEMAKE = [Path(sys.executable).parent / "snakemake"]
 CONFIG = {"study": "s", "studies": {"s": {}}, "recipes": ["a", "b"], "seeds": [0], "limit": 120}
@@ -27,12 +20,15 @@ MODULES = {
     "__init__": "",
     "room/__init__": "",
     "room/heads": "X = 1",
+    "data/__init__": "",
+    "data/collections": "FILES = ['corpus.jsonl']",
+    "data/plans": "from pathlib import Path\ndef data_root():\n    return Path('given').resolve()",
+    "data/studies": "def input_files(source, given):\n    return [given['train']]",
     "table": """
-from pathlib import Path
+from asymlib.files import write_text
 def write(names, text):
-    for path in map(Path, names.split()):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    for name in names.split():
+        write_text(name, text)
 """,
     "recipes": """
 from asymlib.errors import InputError
@@ -49,7 +45,10 @@ def get_recipe(name):
 # Each toy notebook: its parameters besides study, and its files (r: data/results/<study>, f: figures/<study>, h: heads).
 NOTEBOOKS = {
     "00_parity": ("collections: list = []", "{r}/parity.csv"),
-    "01_data_prep": ("size: int = 1\nsource: str = 'docstrings'", "data/prepared/{study}/study.json {r}/texts.csv"),
+    "01_data_prep": (
+        "size: int = 1\nsource: str = 'docstrings'\ntrain: str = ''\nencoder: str = ''",
+        "data/prepared/{study}/study.json {r}/texts.csv",
+    ),
     "02_train_heads": (
         "recipe: str = 'a'\nseeds: list[int] = [0]\nchanges: dict = {}\nlr: float = 0.1",
         "{h}/config.json {h}/heads.safetensors {h}/history.parquet",
@@ -90,10 +89,8 @@ def write_toy(home, name, cell=None):
     write_notebook(home / f"notebooks/{name}.ipynb", cell, parameters=f"study: str = 's'\n{parameters}")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A project of toy notebooks with a package of its own and the real workflow, run to its end."""
-    home = tmp_path_factory.mktemp("toy")
+def make_toy(home):
+    """A project of toy notebooks with a package of its own and the real workflow."""
     shutil.copytree(ROOT / "workflow", home / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in MODULES.items():
         (home / f"asymlib/{name}.py").parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +100,13 @@ def finished(tmp_path_factory):
     (home / "requirements.txt").touch()
     for name in NOTEBOOKS:
         write_toy(home, name)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The toy project, run to its end."""
+    home = tmp_path_factory.mktemp("toy")
+    make_toy(home)
     code, shown, ran = run(home)
     assert (code, ran) == (0, ALL), shown
     return home
@@ -146,47 +150,6 @@ def status(home):
     return {line.split()[0]: line for line in shown.splitlines()}
 
 
-# --- the config file ---
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("recipez: [a]", "recipez: Extra inputs are not permitted .keys: study, studies, recipes"),
-        ("seeds: [one]", "seeds.0: Input should be a valid integer"),
-        ("study: t", "study: 't' is not one of s"),
-        ("study: no", "study: Input should be a valid string"),
-        ("apart: [t]", "apart: 't' is not one of s"),
-        ("changes: {c: {}}", "changes: 'c' is not one of a, b"),
-        ("changes: {a: {1: 2}}", "changes.a: the key 1 is no text; quote it"),
-        (
-            "parameters: {01_data_prep: {source: 2026-01-01}}",
-            "parameters.01_data_prep.source: 2026-01-01 is a date in YAML; quote it",
-        ),
-        ("search: {s: {transfer: t}}", "search: 't' is not one of s"),
-        (
-            "studies: {s: {}, t: {}}\nsearch: {t: {}}",
-            "search: s, t are compared: give all of them a search, or none",
-        ),
-        ("studies: {s: {}, ../t: {}}", r"config: .*\.\./t"),
-    ],
-)
-def test_a_wrong_config_is_refused_with_a_sentence(text, words):
-    with pytest.raises(InputError, match=words):
-        read_family(CONFIG | yaml.safe_load(text))
-
-
-def test_a_number_that_yaml_takes_for_text_arrives_as_a_number():
-    family = read_family(CONFIG | yaml.safe_load("changes: {a: {lr: 1e-3}}\nparameters: {x: {lrs: [3E-5, 1e-3x]}}"))
-    assert family.changes == {"a": {"lr": 0.001}} and family.parameters == {"x": {"lrs": [3e-5, "1e-3x"]}}
-
-
-@pytest.mark.parametrize("name", ["reproduce.yaml", "real.yaml", "tiny.yaml"])
-def test_the_studies_of_the_checkout_are_whole(name):
-    family = read_family(yaml.safe_load((ROOT / "workflow" / name).read_text()))
-    assert family.joined[0] == family.study == name.removesuffix(".yaml")
-
-
 # --- running ---
 
 
@@ -219,18 +182,100 @@ def test_only_what_a_change_reaches_runs_again_and_the_dry_run_says_why(home):
 
 
 @pytest.mark.notebook
-def test_an_altered_truncated_or_lost_file_is_noticed_and_made_again(home):
+def test_what_is_altered_truncated_damaged_or_lost_is_noticed_and_made_again_by_the_same_command(home):
     before = {path: path.read_bytes() for path in home.glob("data/**/*.csv")}
     (home / "data/results/s/ties.csv").write_text("altered")
+    (home / "figures/s/signature.png").unlink()  # which the receipt has from the job itself
     (home / "data/runs/s/heads/a/heads.safetensors").write_text("")
     (home / "data/runs/s/07-ablation.json").write_text('{"files')
+    (home / "data/runs/s/06-robustness.status.json").write_text('{"state": []}')
     (home / "data/prepared/s/study.json").unlink()
     code, shown, ran = run(home)
-    assert code == 0 and ran == {"01-data", "02-a", "05-evaluation"}  # whose receipts come out as before
+    assert code == 0 and "Traceback" not in shown  # and the receipts come out as before, so that nothing else runs
+    assert ran == {"01-data", "02-a", "04-magnitude", "05-evaluation", "06-robustness"}
     assert "05-evaluation.json: data/results/s/ties.csv was altered, so the job runs again" in shown
-    assert "heads/a/heads.safetensors was altered" in shown and "study.json is lost" in shown
-    assert "07-ablation.json: the receipt is not whole" in shown
+    assert "figures/s/signature.png is lost" in shown and "study.json is lost" in shown
+    assert "heads/a/heads.safetensors was altered" in shown
+    assert "07-ablation.json:1:2: not valid JSON" in shown and "s/07-ablation" in shown.partition("as before")[0]
+    assert "06-robustness.status.json: not as it was written (its own SHA-256 is another, or missing)" in shown
     assert before == {path: path.read_bytes() for path in home.glob("data/**/*.csv")}
+    (home / "data/runs/s/04-magnitude.status.json").write_text("[" * 100_000)
+    assert "outdated" in status(home)["s/04-magnitude"]
+
+
+@pytest.mark.notebook
+def test_the_users_own_files_are_inputs_and_one_that_is_not_there_stops_everything(home):
+    cell = """
+        from pathlib import Path
+        from asymlib.table import write
+        text = Path(train).read_text() + Path(encoder, "weights").read_text()
+        write(f"data/prepared/{study}/study.json data/results/{study}/texts.csv", text)
+        """
+    write_toy(home, "01_data_prep", cell)
+    (home / "own").mkdir()
+    (home / "own/weights").write_text("encoder")
+    pairs = home / "pairs.jsonl"
+    own = {"studies": {"s": {"source": "folder", "train": str(pairs), "encoder": "own"}}}
+    target = "data/runs/s/02-a.json"
+    code, shown, _ = run(home, "-n", target, **own)
+    assert code == 1 and f"{pairs}: no such file; s is read from it" in shown
+    pairs.write_text("a pair")
+    assert run(home, target, **own)[2] == {"01-data", "02-a"}
+    pairs.write_text("another pair")
+    assert run(home, target, **own)[2] == {"01-data", "02-a"}
+    assert (home / "data/prepared/s/study.json").read_text() == "another pair" + "encoder"
+    (home / "own/weights").write_text("another encoder")
+    assert "Updated input files: " in (shown := run(home, "-n", target, **own)[1]) and "own/weights" in shown
+
+
+def make(home, config):
+    """The exit code and what `make study` shows in the toy project."""
+    shutil.copy(ROOT / "Makefile", home)
+    (home / "pyproject.toml").touch()
+    (home / "venv").mkdir(exist_ok=True)
+    (home / "venv/.installed").touch()
+    command = ["make", "study", f"CONFIG={config}", "VENV=venv", f"BIN={Path(sys.executable).parent}"]
+    environment = os.environ | {"PYTHONPATH": str(home), "ASYMLIB_HOME": str(home)}
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=100)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.notebook
+def test_make_shows_the_engines_own_errors_and_nothing_else_of_it(home):
+    (home / "toy.yaml").write_text(json.dumps(CONFIG))
+    assert make(home, "toy.yaml") == (0, "s: 8 ok\n")
+    write_toy(home, "09_writeup", "1 / 0")
+    code, shown = make(home, "toy.yaml")
+    lines = [line.split()[:2] for line in shown.splitlines()]
+    assert code == 2 and lines[:3] == [
+        ["s/09-writeup", "started"],
+        ["s/09-writeup", "failed"],
+        ["s/09-writeup", "failed"],
+    ]
+    assert lines[3:4] == [["s:", "7"]] and lines[4][0] == "make:" and len(lines) == 5
+    with open(home / "data/runs/.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another run is going on in this folder" in make(home, "toy.yaml")[1]
+    snakefile = home / "workflow/Snakefile"
+    whole = snakefile.read_text()
+    cyclic = "\nrule a:\n    input: 'b'\n    output: 'a'\nrule b:\n    input: 'a'\n    output: 'b'\n"
+    absent = "\nrule c:\n    input: 'nowhere'\n    output: 'c'\n"
+    for added, wanted in (
+        (cyclic, "Cyclic dependency"),
+        (absent, "MissingInputException"),
+        ("\nrule x y", "SyntaxError"),
+    ):
+        name = added.split()[1].rstrip(":")
+        snakefile.write_text(whole.replace("input: list(PLAN)", f"input: {name!r}") + added)
+        code, shown = make(home, "toy.yaml")
+        assert code == 2 and wanted in shown, shown
+    (home / "toy.yaml").write_text("study: no")
+    code, shown = make(home, "toy.yaml")
+    assert (
+        code == 2
+        and shown.startswith("error: toy.yaml:1: `no` has more than one reading")
+        and len(shown.splitlines()) == 2
+    )
 
 
 @pytest.mark.notebook
@@ -246,7 +291,7 @@ def test_a_failure_keeps_its_copy_and_older_tables_and_stops_only_what_needs_it(
     lines = status(home)
     assert "failed" in lines["s/07-ablation"] and "outdated" in lines["s/09-writeup"] and " ok " in lines["s/02-a"]
     write_toy(home, "07_ablation")
-    assert run(home)[2] == {"07-ablation"}  # the write-up is as before
+    assert run(home)[2] == {"07-ablation", "09-writeup"}  # 04 has no figures any more
 
 
 @pytest.mark.notebook
@@ -258,6 +303,9 @@ def test_parity_stops_everything_and_studies_join_or_stand_apart(home):
         "untrained": ["unused"],
         "oracle": True,
     }
+    assert "given/beir/x/corpus.jsonl: no such file; parity is read from it" in run(home, **family, parity=["x"])[1]
+    (home / "given/beir/x").mkdir(parents=True)
+    (home / "given/beir/x/corpus.jsonl").touch()
     assert run(home, **family, parity=["x"])[2] == {"00-parity"}
     dry = run(home, "-n", **family)[1]
     assert all(
@@ -281,37 +329,3 @@ def test_an_engine_killed_leaves_no_orphan_and_no_lock(home):
     wait_for(lambda: all(gone(int(pid)) for path in home.glob("pids-?") for pid in path.read_text().split()))
     assert (home / "cleaned-a").exists()
     engine.communicate()
-
-
-@pytest.mark.notebook
-@pytest.mark.timeout(600)
-def test_the_tiny_study_killed_at_a_random_point_ends_with_the_same_tables(tmp_path):
-    command = [*SNAKEMAKE, "--quiet", "all", "--configfile", "workflow/tiny.yaml"]
-    seconds = {}
-    for name in ("through", "killed"):
-        (tmp_path / name).mkdir()
-        begun, given = time.monotonic(), os.environ | {"ASYMLIB_HOME": str(tmp_path / name), "HF_HUB_OFFLINE": "1"}
-        if name == "killed":
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=given,
-                start_new_session=True,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            time.sleep(random.Random(os.getpid()).uniform(0.1, 0.9) * seconds["through"])
-            os.killpg(process.pid, signal.SIGKILL)  # the engine and the jobs; kernels have sessions of their own
-            process.wait()
-        done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        seconds[name] = time.monotonic() - begun
-    found = {
-        path.relative_to(tmp_path / "through")
-        for path in (tmp_path / "through").glob("data/r*/**/*")
-        if path.suffix in (".csv", ".safetensors", ".parquet")
-    }
-    assert len(found) > 15
-    for path in found:
-        assert (tmp_path / "through" / path).read_bytes() == (tmp_path / "killed" / path).read_bytes(), path
-    assert not list(tmp_path.rglob("*.part"))

@@ -56,6 +56,11 @@ def test_a_p_value_at_the_floor_of_the_flips_is_a_bound():
     assert claims.p_text(0.0016, 3 * claims.FLOOR) == "p = 0.002"
 
 
+def test_rows_become_a_table_and_none_are_said():
+    assert claims.markdown_table([{"a": "1", "b": "2"}]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    assert claims.markdown_table([]) == "none"
+
+
 def test_change_and_verdict():
     row = pd.Series(
         {"delta_percent": -50.0, "difference_low": -0.3, "difference_high": -0.2, "baseline": 0.5, "p_value": 0.01}

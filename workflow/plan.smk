@@ -1,4 +1,5 @@
-# Every job of a family: the parameters of its notebook, the files that it must write, and what it needs.
+# Every job of a family: the parameters of its notebook, the files that it must write (its receipt names the others, figures for
+# example, as the job itself noted them), and what it needs.
 PLAN, PROBLEMS = {}, []  # receipt -> (parameters, files, needs); what is wrong with any of them
 
 
@@ -17,30 +18,48 @@ def tables(study, names):
     return [f"data/results/{study}/{name}" for name in names.split()]
 
 
-def figures(study, names):
-    return [f"figures/{study}/{name}.png" for name in names.split()]
-
-
 def user_files(study):
-    """The files that a study is read from; docstrings come from the installed packages."""
-    given = FAMILY.studies[study]
-    source = run_notebook.check(notebook("data_prep"), {"study": study} | given).get("source", "docstrings")
-    if source == "docstrings":
-        return []
-    from asymlib.data import studies  # slow, and not needed for docstrings
+    """The user's own files that a study stands on: its pairs, its test collections and a local encoder."""
+    given = FAMILY.studies[study] | FAMILY.parameters.get(notebook("data_prep").stem, {})
+    try:
+        given = run_notebook.check(notebook("data_prep"), given)
+    except InputError:
+        return []  # `job` says so
+    encoder = HOME / given.get("encoder", "-")
+    files = [str(path) for path in sorted(encoder.rglob("*")) if path.is_file()] if encoder.is_dir() else []
+    if (source := given.get("source", "docstrings")) != "docstrings":  # those come from the installed packages
+        from asymlib.data import studies  # slow, and not needed for docstrings
 
-    return studies.input_files(source, given)
+        files += studies.input_files(source, given)
+    return there(files, study)
+
+
+def parity_files():
+    """The collections of the gate."""
+    from asymlib.data import collections, plans
+
+    return there([str(plans.data_root() / "beir" / name / file) for name in FAMILY.parity for file in collections.FILES], "parity")
+
+
+def there(files, what):
+    """The files, all of which exist."""
+    PROBLEMS.extend(f"{path}: no such file; {what} is read from it" for path in files if not os.path.isfile(path))
+    return files
 
 
 def plan():
     main, prepared, heads = FAMILY.study, {}, {}
     if wrong := sorted(set(FAMILY.parameters) - {notebook(verb).stem for verb in JOBS}):
         raise InputError(f"config: parameters: {wrong[0]!r} is no notebook; there are {', '.join(notebook(verb).stem for verb in JOBS)}")
-    gate = [job(main, "parity", tables(main, "parity.csv"), [], collections=FAMILY.parity)] if FAMILY.parity else []
+    gate = [job(main, "parity", tables(main, "parity.csv"), parity_files(), collections=FAMILY.parity)] if FAMILY.parity else []
     for study in sorted(FAMILY.studies, key=lambda name: name != main):  # the main one first, alone: a fresh cache must always
         needs = [prepared[main]] if prepared else gate                   # encode the same texts in the same batches
         files = [f"data/prepared/{study}/", *tables(study, "texts.csv")]
-        prepared[study] = job(study, "data_prep", files, needs + user_files(study), **FAMILY.studies[study])
+        try:
+            needs = needs + user_files(study)
+        except InputError as error:
+            PROBLEMS.append(f"{study}: {error}")
+        prepared[study] = job(study, "data_prep", files, needs, **FAMILY.studies[study])
     for study in FAMILY.trained:
         heads[study] = [
             job(study, "train_heads", [f"data/runs/{study}/heads/{recipe}/{name}" for name in ("config.json", "heads.safetensors", "history.parquet")],
@@ -61,17 +80,16 @@ def plan():
     wide = {"others": FAMILY.joined[1:]} | systems(main)
     every = [receipt for study in FAMILY.joined for receipt in heads[study]]
     in_domain = any(FAMILY.studies[study].get("labels") for study in FAMILY.joined)
-    job(main, "magnitude", tables(main, "history.parquet attribution.csv case_log.csv trajectory.csv warnings.csv")
-        + figures(main, "signature growth_split"), [receipt for receipt in heads[main] if receipt != searched.get(main)],
-        systems=FAMILY.recipes)  # fmt: skip
+    watched = [receipt for receipt in heads[main] if receipt != searched.get(main)]
+    files = "history.parquet attribution.csv case_log.csv trajectory.csv warnings.csv"
+    job(main, "magnitude", tables(main, files), watched, systems=FAMILY.recipes)
     measured = "systems.csv per_query.parquet recipes.csv contrasts.csv hubness.csv ties.csv length_relevance.csv overlap.csv"
-    judged = job(main, "evaluation", tables(main, measured + " choices.csv" * (main in searched)) + figures(main, "length_relevance hubness"),
-        every, **wide)  # fmt: skip
+    judged = job(main, "evaluation", tables(main, measured + " choices.csv" * (main in searched)), every, **wide)
     for study in FAMILY.apart:
         job(study, "evaluation", tables(study, "systems.csv per_query.parquet"), heads[study], **systems(study))
-    job(main, "robustness", tables(main, "similarity_matrix.csv checkpoints.csv" + " answers_met.csv" * in_domain)
-        + figures(main, "similarity_matrix"), [judged, *every], **wide)  # fmt: skip
-    job(main, "ablation", tables(main, "ablations.csv ablation_effects.csv") + figures(main, "ablation"), [prepared[main]])
+    files = "similarity_matrix.csv checkpoints.csv" + " answers_met.csv" * in_domain
+    job(main, "robustness", tables(main, files), [judged, *every], **wide)
+    job(main, "ablation", tables(main, "ablations.csv ablation_effects.csv"), [prepared[main]])
     if FAMILY.oracle:
-        job(main, "oracle", tables(main, "oracle.csv") + figures(main, "oracle"), [prepared[main]])
+        job(main, "oracle", tables(main, "oracle.csv"), [prepared[main]])
     job(main, "writeup", [f"data/results/{main}/writeup.html"], [receipt for receipt in PLAN if JOBS["writeup"] not in receipt])

@@ -2,31 +2,37 @@
 
     python workflow/run_notebook.py NOTEBOOK data/runs/STUDY/JOB.json '{"recipe": "asym-dot"}' --files FILE FOLDER/ --inputs FILE
 
-The receipt JOB.json holds the parameters and the SHA-256 of every file in --files, and nothing that changes between equal runs.
-Beside it lie JOB.ipynb (the executed copy), JOB.log and JOB.status.json (state, seconds, error and what was asked of the run).
+The receipt JOB.json holds the parameters and the SHA-256 of every file in --files and of every other file of the project that the
+notebook wrote, and nothing that changes between equal runs. Beside it lie JOB.ipynb (the executed copy), JOB.log and
+JOB.status.json (state, seconds, error and what was asked of the run).
 """
 
 import argparse
 import ast
+import errno
 import fcntl
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from receipts import as_before, cached, written
 
 from asymlib.errors import InputError, run_command
-from asymlib.files import read_json, sha256_file, write_json, write_text
+from asymlib.files import safe_name, sha256_file, write_record, write_text
 
 START_TIMEOUT = 120  # s for a kernel to answer; a busy machine needs more than the usual 60
 BACK_OFF = (2.0, 8.0)  # s before the second and the third start of a kernel that did not come up
@@ -39,8 +45,12 @@ TYPES = {"list": list, "dict": dict, "int": int, "float": float, "str": str, "bo
 def check(notebook: Path, given: dict) -> dict:
     """The parameters in the notebook's types; an InputError names every unknown or mistyped one and the expected type."""
     model = parameters_of(notebook)
+    if not isinstance(given, dict):
+        raise InputError(
+            f'{notebook.name}: expected parameters as a mapping, e.g. {{"study": "mine"}}, found {given!r}'
+        )
     try:
-        return model(**given).model_dump(exclude_unset=True)
+        checked = model(**given).model_dump(exclude_unset=True)
     except ValidationError as error:
         problems = []
         for e in error.errors():
@@ -48,8 +58,12 @@ def check(notebook: Path, given: dict) -> dict:
             what = (
                 f"{e['msg']}: {e['input']!r}" if known else f"unknown; the notebook has {', '.join(model.model_fields)}"
             )
-            problems.append(f"parameter {name!r}: {what}")
+            problems.append(f"parameter {name!r}: {what}" + " (quote it)" * (e["type"] == "string_type"))
         raise InputError(f"{notebook.name}: {'; '.join(problems)}") from error
+    for name in ("study", "save_as"):  # parts of paths; "" is the notebook's own choice
+        if checked.get(name):
+            safe_name(checked[name], f"{notebook.name}: parameter {name!r}")
+    return checked
 
 
 @cache
@@ -131,17 +145,43 @@ class Guard(threading.Thread):
                 self.ended = "the engine is gone"
             elif time.monotonic() > self.deadline:
                 self.ended = "time limit reached"
-        below = set()
         for number in (signal.SIGINT, signal.SIGKILL):
-            below |= {*psutil.Process().children(recursive=True)}
-            for process in below:
-                with suppress(ProcessLookupError):
-                    if process.is_running():
-                        os.killpg(os.getpgid(process.pid), number)
-            psutil.wait_procs(below, timeout=GRACE)
+            end_started(number)
         self.done.set()
         time.sleep(GRACE)  # in which the executed copy is written
         os._exit(1)
+
+
+def end_started(number: int) -> None:
+    """Send a signal to every process that this job started, those in sessions of their own too, and wait until they are gone.
+
+    They carry the job's mark in their environment, or descend from a process that does.
+    """
+    found, mark = set(), os.environ["ASYMLIB_JOB"]
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # ended, or another user's
+            if process.environ().get("ASYMLIB_JOB") == mark:
+                found |= {process, *process.children(recursive=True)}
+    for process in found:
+        with suppress(psutil.Error, OSError):
+            process.send_signal(number)
+    psutil.wait_procs(found, timeout=GRACE)
+
+
+def outlive() -> None:
+    """Leave a process behind that waits for the end of this one, by kill -9 too, and then kills whatever it had started."""
+    os.environ["ASYMLIB_JOB"] = uuid.uuid4().hex
+    reading, writing = os.pipe()  # the writing end is closed when this process ends, and no kernel inherits it
+    if os.fork():
+        os.close(reading)
+        return
+    os.setsid()
+    os.close(writing)
+    for fd in range(3):
+        os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+    os.read(reading, 1)
+    end_started(signal.SIGKILL)
+    os._exit(0)
 
 
 @contextmanager
@@ -171,11 +211,10 @@ def execute(notebook: Path, executed: Path, parameters: dict, guard: Guard) -> s
     import papermill  # here, not above: slow, and its imports warn
     from ipykernel.kernelspec import write_kernel_spec
 
-    with tempfile.TemporaryDirectory(prefix="asymlib-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=f"asymlib-job-{os.getpid()}-") as scratch:
         write_kernel_spec(Path(scratch) / "kernels/python3")  # whatever python3 means to the user's Jupyter
-        os.environ |= dict.fromkeys(["JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"], scratch) | {
-            "PYTHONHASHSEED": "0"
-        }
+        os.environ |= dict.fromkeys(["JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"], scratch)
+        os.environ |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
         for wait in (*BACK_OFF, None):
             executed.unlink(missing_ok=True)
             try:
@@ -184,34 +223,29 @@ def execute(notebook: Path, executed: Path, parameters: dict, guard: Guard) -> s
                 return guard.ended
             except Exception as error:
                 logging.exception("the notebook did not run to its end")
-                kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error)).strip()
                 cells = cells_of(executed) if executed.exists() else []
-                begun = [
-                    n for n, cell in enumerate(cells, 1) if cell["metadata"].get("papermill", {}).get("start_time")
-                ]
+                begun = any(cell["metadata"].get("papermill", {}).get("start_time") for cell in cells)
                 if begun or guard.ended or wait is None:
                     place = f"In [{getattr(error, 'exec_count', '*')}]: " if begun else ""
-                    return place + (guard.ended or f"{kind}: {text}".splitlines()[0])
+                    return place + (guard.ended or cause(error, cells, executed))
                 logging.error("the kernel did not start; once more in %g s", wait)
                 time.sleep(wait)
 
 
-def written(files: list[str]) -> dict[str, str]:
-    """Path -> SHA-256 of named files; a name that ends in / stands for every file below it. One that is absent: InputError."""
-    paths = []
-    for name in files:
-        paths += sorted(str(path) for path in Path(name).rglob("*") if path.is_file()) if name.endswith("/") else [name]
-        if not paths or not paths[-1].startswith(name) or not Path(paths[-1]).is_file():
-            raise InputError(f"ended well but did not write {name}")
-    return {path: sha256_file(path) for path in paths}
-
-
-def problem(receipt: dict) -> str:
-    """Why the files of a receipt no longer stand as they were written, else ""."""
-    for path, digest in receipt["files"].items():
-        if not Path(path).is_file() or sha256_file(path) != digest:
-            return f"{path} {'was altered' if Path(path).is_file() else 'is lost'}"
-    return ""
+def cause(error: Exception, cells: list[dict], executed: Path) -> str:
+    """What stopped a notebook, in one line."""
+    kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error)).strip()
+    if kind == "CellExecutionError" and not text:  # the kernel sent no error; what it printed is all there is
+        failed = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("exception")]
+        outputs = [output for cell in failed for output in cell["outputs"] if output["output_type"] == "stream"]
+        printed = re.sub(r"\x1b\[[0-9;]*m", "", "".join("".join(output["text"]) for output in outputs)).split("\n")
+        return next(
+            filter(None, (line.strip(" |+-") for line in reversed(printed))),
+            "the cell ended in an error that it did not show",
+        )
+    if getattr(error, "errno", None) == errno.ENOSPC and not error.filename:
+        text += f": {executed}"
+    return f"{kind}: {text}".splitlines()[0].rstrip(": ")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -228,47 +262,70 @@ def main(argv: list[str] | None = None) -> int:
     base = options.receipt.with_suffix("")
     name, status, base = f"{base.parent.name}/{base.name}", Path(f"{base}.status.json"), str(base)
     record = {"parameters": check(options.notebook, options.parameters), "files": options.files}
+    outlive()
     guard = Guard(options.parent)
     guard.start()
-    with open(f"{base}.log", "a") as log, os.fdopen(os.dup(1), "w", buffering=1) as console:
+    with (
+        open(f"{base}.log", "a", encoding="utf-8") as log,
+        os.fdopen(os.dup(1), "w", buffering=1, errors="replace") as console,
+    ):
         fcntl.flock(log, fcntl.LOCK_EX)  # a run whose engine was killed may still be ending its kernel
         record["inputs"] = {path: sha256_file(path) for path in sorted(options.inputs)}
-        last = read_json(status) if status.exists() else {}
-        if all(last.get(key) == record[key] for key in record) and last.get("receipt") and not problem(last["receipt"]):
+        if last := as_before(record, status):
             print(f"{name:48} as before", file=console)
-            write_json(options.receipt, last["receipt"])
+            write_record(options.receipt, last["receipt"])
             return 0
         log.truncate(0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-        with gpu_slot():
-            start = time.time()
-            guard.deadline = time.monotonic() + options.limit
-            print(f"{name:48} started", file=console)
-            write_json(status, record | {"state": "running", "started": start})
-            error = execute(options.notebook, Path(f"{base}.ipynb"), record["parameters"], guard)
-        if guard.ended:
-            guard.done.wait()  # until nothing that the kernel started is left
         try:
-            if options.page and not error:
-                from write_page import page  # here: nbconvert is slow to import
+            record |= run(options, record, guard, console)
+            if not record["error"]:
+                write_record(options.receipt, record["receipt"])
+            write_record(status, record)
+        except (InputError, OSError) as error:  # of this program, not of the notebook: a full disk
+            record["error"] = str(error)
+        seconds, state = record.get("seconds", 0.0), "failed" if record["error"] else "ok"
+        shown = record["error"] and f"{record['error']} ({base}.log)"
+        print(f"{name:48} {state:7}{seconds:8.1f} s  {shown}".rstrip(), file=console)
+    return bool(record["error"])
 
-                write_text(options.page, page(f"{base}.ipynb", "html"))
-            files = {} if error else written(options.files)
-        except InputError as absent:
-            error = str(absent)
-        seconds = round(time.time() - start, 1)
-        record |= {"state": "failed" if error else "ok", "started": start, "seconds": seconds, "error": error}
+
+def run(options: argparse.Namespace, record: dict, guard: Guard, console: TextIO) -> dict:
+    """What status.json says of this run besides `record`."""
+    base = options.receipt.with_suffix("")
+    noted, executed = Path(f"{base}.written"), Path(f"{base}.ipynb")
+    noted.unlink(missing_ok=True)
+    with gpu_slot():
+        start = time.time()
+        guard.deadline = time.monotonic() + options.limit
+        print(f"{f'{base.parent.name}/{base.name}':48} started", file=console)
+        write_record(options.receipt.with_suffix(".status.json"), record | {"state": "running", "started": start})
+        os.environ["ASYMLIB_WRITTEN"] = str(noted.absolute())
+        error = execute(options.notebook, executed, record["parameters"], guard)
+        del os.environ["ASYMLIB_WRITTEN"]
+    if guard.ended:
+        guard.done.wait()  # until nothing that the kernel started is left
+    told = {"started": start, "error": error}
+    try:
+        if options.page and not error:
+            from write_page import page  # here: nbconvert is slow to import
+
+            write_text(options.page, page(executed, "html"))
         if not error:
-            record["receipt"] = {"notebook": options.notebook.stem, "parameters": record["parameters"], "files": files}
-            write_json(options.receipt, record["receipt"])
-        write_json(status, record)
-        print(
-            f"{name:48} {record['state']:7}{seconds:8.1f} s  {error and f'{error} ({base}.log)'}".rstrip(), file=console
-        )
-    return bool(error)
+            files = written(options.files, noted)
+            told["receipt"] = {"notebook": options.notebook.stem, "parameters": record["parameters"], "files": files}
+            told["executed"] = sha256_file(executed)  # which a page is made of
+            if any(path.startswith("data/prepared/") for path in files):
+                told["cached"] = cached(Path("data/cache"))
+    except InputError as absent:
+        told["error"] = str(absent)
+    noted.unlink(missing_ok=True)
+    return told | {"state": "failed" if told["error"] else "ok", "seconds": round(time.time() - start, 1)}
 
 
 if __name__ == "__main__":
+    if sys.getfilesystemencoding() != "utf-8":  # a locale that cannot write every path and name
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.argv])
     run_command(main)

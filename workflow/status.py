@@ -7,15 +7,21 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from run_notebook import problem
+from receipts import CURE, problem
 
-from asymlib.files import project_path, read_json, sha256_file
+from asymlib.errors import InputError, run_command
+from asymlib.files import project_path, read_record, sha256_file
 
 
 def look(receipt: Path) -> tuple[str, float | None, str]:
     """The state of a job, its seconds so far or in all, and its error."""
     base = receipt.with_suffix("")
-    last = read_json(f"{base}.status.json") if Path(f"{base}.status.json").exists() else {"state": "waiting"}
+    if not Path(f"{base}.status.json").exists():
+        return "waiting", None, ""
+    try:
+        last = read_record(f"{base}.status.json", CURE)
+    except InputError as damaged:
+        return "outdated", None, str(damaged)
     state, seconds, error = last["state"], last.get("seconds"), last.get("error", "")
     if state == "running":
         seconds = time.time() - last["started"]
@@ -29,19 +35,23 @@ def look(receipt: Path) -> tuple[str, float | None, str]:
         changed = (
             path for path, digest in last["inputs"].items() if not Path(path).is_file() or sha256_file(path) != digest
         )
-        error = problem(last["receipt"]) or next((f"{path} has changed" for path in changed), "")
+        error = problem(last) or next((f"{path} has changed" for path in changed), "")
         state = "outdated" if error else "ok"
     return state, seconds, error
 
 
-if __name__ == "__main__":
+def main() -> None:
     os.chdir(project_path())
     for family in sorted(Path("data/runs").glob("*/jobs.json")):
         counts = Counter()
-        for receipt in map(Path, read_json(family)):
+        for receipt in map(Path, read_record(family, "the next run writes it again")["jobs"]):
             state, seconds, error = look(receipt)
             counts[state] += 1
             if state not in ("ok", "waiting") or "--brief" not in sys.argv:
                 shown = "" if seconds is None else f"{seconds:.1f} s"
                 print(f"{f'{receipt.parent.name}/{receipt.stem}':48} {state:8} {shown:>10}  {error}".rstrip())
         print(f"{family.parent.name}: {', '.join(f'{number} {state}' for state, number in counts.items())}")
+
+
+if __name__ == "__main__":
+    run_command(main)

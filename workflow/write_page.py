@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 
 from asymlib.errors import InputError, run_command
-from asymlib.files import project_path, write_text
+from asymlib.files import project_path, read_record, sha256_file, write_text
 
+CURE = "remove it and the files beside it that begin with the same name, and run again"
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 
@@ -38,7 +39,16 @@ def page(executed: str | Path, kind: str) -> str:
     exporter = exporter(config=config, exclude_input=True, exclude_output_prompt=True, **more)
     where = {"path": str(project_path()), "name": "asymlib"}  # what pictures are relative to, and the title
     text, _ = exporter.from_notebook_node(notebook, resources={"metadata": where})
-    return text if kind == "html" else re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    if kind == "html":  # whose template asks a server for what only formulas and widgets need
+        return re.sub(r'<script[^>]* src="https://[^"]*"[^>]*></script>', "", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def check_executed(executed: Path) -> None:
+    """Refuse an executed notebook whose bytes are not those that its job left."""
+    status = read_record(executed.with_suffix(".status.json"), CURE)
+    if not executed.is_file() or sha256_file(executed) != status.get("executed"):
+        raise InputError(f"{executed}: not the notebook that its job executed to the end; {CURE}")
 
 
 def tagged_output(executed: str | Path, tag: str) -> str:
@@ -62,11 +72,12 @@ def with_block(text: str, block: str, where: str | Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="workflow/write_page.py", description=__doc__.splitlines()[0])
-    parser.add_argument("executed", help="the executed notebook")
+    parser.add_argument("executed", type=Path, help="the executed notebook")
     parser.add_argument("--markdown", help="page to write, e.g. ANALYSIS.md")
     parser.add_argument("--html", help="self-contained page to write")
     parser.add_argument("--readme", help="file whose table is filled from the cell tagged readme-table")
     given = parser.parse_args(arguments)
+    check_executed(given.executed)
     if given.markdown:
         write_text(given.markdown, page(given.executed, "markdown"))
     if given.html:

@@ -3,12 +3,14 @@
 Conventions that move numbers:
 - A document's text is `title + " " + text`, stripped. An empty corpus document stays (published sets have some);
   an empty query is an error.
-- A query counts only if the split's judgements hold a grade above 0 for it. Other queries are not evaluated.
-- A judgement of a document that the corpus lacks is an error, unless `strict=False`: then it lowers the score, as in
-  pytrec_eval. Published ArguAna has five and is read that way.
+- Ids are compared without the blanks around them; an id that is a whole number is read as its digits.
+- A lone surrogate (half a character, as in "\\ud83d", which no file can hold) becomes U+FFFD, in ids and in texts.
+- A query without a judgement is not evaluated. A grade below 0 counts as 0.
+- A judgement of a document that the corpus lacks, where it is tolerated, lowers the score, as in pytrec_eval.
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from asymlib.evaluate import Qrels
 from asymlib.files import write_text
 
 FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")  # what a test collection is read from
+_GRADE = re.compile(r"([+-]?\d{1,9})(\.0*)?")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Collection:
     qrels: query id -> {document id: grade >= 0}, for exactly the M queries; each has a grade above 0.
     drop_self: a document whose id equals the query's id is not a result (ArguAna's queries are documents).
     query_vectors (M, D), document_vectors (N, D): float32, None where only the text was asked for.
+    tolerated: what strict=False let pass: missing_documents and unknown_queries, both judgements, and queries_left_out.
     """
 
     name: str
@@ -43,11 +47,32 @@ class Collection:
     drop_self: bool = False
     query_vectors: np.ndarray | None = field(default=None, compare=False, repr=False)
     document_vectors: np.ndarray | None = field(default=None, compare=False, repr=False)
+    tolerated: dict[str, int] = field(default_factory=dict, compare=False)
 
     @cached_property
     def judgements(self) -> Qrels:
         """The relevance judgements as arrays, in the order of the ids."""
         return Qrels(self.name, self.doc_ids, self.query_ids, self.qrels, self.drop_self)
+
+    @cached_property
+    def self_matches(self) -> int:
+        """Queries that are a document: the one with the query's id is the query's text, after a title at most."""
+        text = dict(zip(self.doc_ids, self.documents, strict=True))
+        asked = zip(self.query_ids, self.queries, strict=True)
+        both = ((" ".join(query.split()), " ".join(text[key].split())) for key, query in asked if key in text)
+        return sum(document.endswith(query) and 2 * len(query) >= len(document) for query, document in both)
+
+    def notice_self_matches(self) -> None:
+        """Log that documents which are queries count as results, where that is so."""
+        if self.self_matches and not self.drop_self:
+            logging.getLogger(__name__).warning(
+                f"{self.name}: {self.self_matches} queries are documents of the corpus, with the same id and text, and "
+                f"count as their own results; drop_self=True (of a study: drop_self=['{self.name}']) leaves them out"
+            )
+
+    def name_of(self, side: str, row: int) -> str:
+        """What an error calls the text of a row. side: "query" or "document"."""
+        return f"{self.name}, {side} {(self.query_ids if side == 'query' else self.doc_ids)[row]}"
 
 
 def is_arguana(folder: Path) -> bool:
@@ -55,41 +80,45 @@ def is_arguana(folder: Path) -> bool:
     return folder.name.casefold() == "arguana"
 
 
-def load_beir(folder: str | Path, split: str = "test", strict: bool | None = None) -> Collection:
+def load_beir(
+    folder: str | Path, split: str = "test", strict: bool | None = None, drop_self: bool | None = None
+) -> Collection:
     """Read a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv; its name is the collection's.
 
     strict: judgements of unknown queries or documents, and queries judged only with grades <= 0, are errors. With
         False the first are skipped, the second kept, the third not evaluated. None means True but for a folder named
         arguana. Repeated ids, empty queries and contradicting judgements are always errors.
-    Grades below 0 become 0.
+    drop_self: as of Collection. None means False but for a folder named arguana, and a notice where a query is a
+        document. Where ids merely coincide (numbers on both sides) nothing should be dropped.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected corpus.jsonl, queries.jsonl and qrels/{split}.tsv in it")
     documents = _read_texts(folder / "corpus.jsonl", is_corpus=True)
     queries = _read_texts(folder / "queries.jsonl", is_corpus=False)
     strict = not is_arguana(folder) if strict is None else strict
-    qrels = _read_qrels(folder / "qrels" / f"{split}.tsv", queries, documents, strict)
+    qrels, tolerated = _read_qrels(folder / "qrels" / f"{split}.tsv", queries, documents, strict)
     used = [query for query in queries if query in qrels]
-    return Collection(
+    collection = Collection(
         name=folder.name,
         doc_ids=list(documents),
         documents=list(documents.values()),
         query_ids=used,
         queries=[queries[query] for query in used],
         qrels={query: qrels[query] for query in used},
-        drop_self=is_arguana(folder),
+        drop_self=is_arguana(folder) if drop_self is None else drop_self,
+        tolerated=tolerated,
     )
+    if drop_self is None:
+        collection.notice_self_matches()
+    return collection
 
 
 def write_beir(folder: Path, rows: list[tuple[str, str]]) -> None:
     """Write pairs as a BEIR folder with one relevant document a query; ids are ranks in the given order."""
-    numbered = [(f"{i:05d}", query, document) for i, (query, document) in enumerate(rows)]
-    corpus = ({"_id": f"d{i}", "title": "", "text": document} for i, _, document in numbered)
-    write_lines(folder / "corpus.jsonl", corpus)
-    write_lines(folder / "queries.jsonl", ({"_id": f"q{i}", "text": query} for i, query, _ in numbered))
-    judgements = "".join(f"q{i}\td{i}\t1\n" for i, _, _ in numbered)
-    write_text(folder / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\n" + judgements)
+    documents = ({"_id": f"d{i:05d}", "title": "", "text": document} for i, (_, document) in enumerate(rows))
+    write_lines(folder / "corpus.jsonl", documents)
+    write_lines(folder / "queries.jsonl", ({"_id": f"q{i:05d}", "text": query} for i, (query, _) in enumerate(rows)))
+    judgements = [f"q{i:05d}\td{i:05d}\t1\n" for i in range(len(rows))]
+    write_text(folder / "qrels" / "test.tsv", "".join(["query-id\tcorpus-id\tscore\n", *judgements]))
 
 
 def write_lines(path: Path, records: Iterable[dict]) -> None:
@@ -99,89 +128,107 @@ def write_lines(path: Path, records: Iterable[dict]) -> None:
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict]]:
     """Give ("path:line", object) for every line that is not blank; anything but a JSON object is an InputError."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except ValueError as error:  # both a JSON and a UTF-8 error
-                raise InputError(f"{where}: not valid JSON ({error})") from error
-            if not isinstance(record, dict):
-                raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
-            yield where, record
+    for where, line in _lines(path):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:  # RecursionError: lists in lists in lists
+            raise InputError(f"{where}: not valid JSON ({error}); expected one object a line") from error
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
+        yield where, record
 
 
-def text_field(record: dict, name: str, where: str, default: str | None = None) -> str:
-    """The stripped string in a field; a missing field (without a default) or another type is an InputError."""
+def text_field(record: dict, name: str, where: str, default: str | None = None, filled: bool = False) -> str:
+    """The stripped whole_text in a field. InputError: no such field (without a default), no text; empty where `filled`."""
     value = record.get(name)
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
         found = "nothing" if value is None else type(value).__name__
         raise InputError(f"{where}: field '{name}' must be a string, found {found}")
-    return value.strip()
+    if not (text := whole_text(value).strip()) and filled:
+        raise InputError(f"{where}: field '{name}' is empty")
+    return text
+
+
+def whole_text(text: str) -> str:
+    """The text with surrogates that belong together joined and each lone one replaced by U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def check_file(path: Path, why: str = "") -> None:
+    """InputError unless it is a file that can be read; why: how its message ends."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror.lower()}{why}") from error
+
+
+def _lines(path: Path, why: str = "") -> Iterator[tuple[str, str]]:
+    """Give ("path:line", text) for every line of UTF-8 that is not blank. why: as of check_file."""
+    check_file(path, why)
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # other bytes become lone surrogates
+        for number, line in enumerate(file, start=1):
+            where, text = f"{path}:{number}", line.removeprefix("\ufeff").strip()  # a byte order mark may come first
+            if whole_text(text) != text:
+                raise InputError(f"{where}: not UTF-8 text")
+            if text:
+                yield where, text
 
 
 def _read_texts(path: Path, is_corpus: bool) -> dict[str, str]:
     """id -> text of a BEIR corpus.jsonl (title joined, empty texts kept) or queries.jsonl (empty texts refused)."""
     texts: dict[str, str] = {}
     for where, record in json_lines(path):
-        key = text_field(record, "_id", where)
-        text = text_field(record, "text", where)
+        key = str(record["_id"]) if type(record.get("_id")) is int else text_field(record, "_id", where, filled=True)
+        text = text_field(record, "text", where, filled=not is_corpus)
         if is_corpus:
             text = f"{text_field(record, 'title', where, default='')} {text}".strip()
-        elif not text:
-            raise InputError(f"{where}: the text of query '{key}' is empty")
-        if not key:
-            raise InputError(f"{where}: field '_id' is empty")
         if key in texts:
-            raise InputError(f"{where}: id '{key}' occurs a second time; ids must be unique")
+            raise InputError(f"{where}: id {key!r} occurs a second time; ids must be unique")
         texts[key] = text
     if not texts:
         raise InputError(f"{path}: holds no {'documents' if is_corpus else 'queries'}")
     return texts
 
 
-def _read_qrels(path: Path, queries: dict, documents: dict, strict: bool) -> dict[str, dict[str, int]]:
-    """query id -> {document id: grade} of a tab-separated file with the header query-id, corpus-id, score."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        splits = sorted(file.stem for file in path.parent.glob("*.tsv"))
-        raise InputError(f"{path}: no such file; splits here: {', '.join(splits) or 'none'}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error})") from error
-    qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(lines, start=1):
-        columns, where = line.split("\t"), f"{path}:{number}"
-        if (number == 1 and columns[:2] == ["query-id", "corpus-id"]) or not line.strip():
-            continue
-        if len(columns) != 3 or not re.fullmatch(r"-?\d+", columns[2].strip()):
-            raise InputError(f"{where}: expected query-id <tab> corpus-id <tab> whole number, found {line[:80]!r}")
-        query, doc, grade = columns[0], columns[1], int(columns[2])
+def _read_qrels(path: Path, queries: dict, documents: dict, strict: bool) -> tuple[dict[str, dict], dict[str, int]]:
+    """query id -> {document id: grade}, and what was tolerated."""
+    judged, unknown = {}, 0
+    for where, query, doc, grade in _judgements(path):
         if query not in queries:
             if strict:
-                raise InputError(f"{where}: query '{query}' is not in queries.jsonl (strict=False skips such lines)")
+                raise InputError(f"{where}: query {query!r} is not in queries.jsonl (strict=False skips such lines)")
+            unknown += 1
             continue
         if doc not in documents and strict:
-            raise InputError(
-                f"{where}: document '{doc}' is not in corpus.jsonl "
-                "(strict=False keeps it as a judgement that nothing can find, as pytrec_eval does)"
-            )
-        if qrels.setdefault(query, {}).setdefault(doc, grade) != grade:
-            raise InputError(f"{where}: query '{query}' and document '{doc}' were judged before with another grade")
-    without = [query for query, grades in qrels.items() if max(grades.values()) <= 0]
-    if without and strict:
-        raise InputError(
-            f"{path}: query '{without[0]}' has no relevant document, only grades <= 0 ({len(without)} such queries; "
-            "strict=False leaves them out of the evaluation)"
-        )
-    if len(without) == len(qrels):
+            why = "strict=False keeps it as a judgement that nothing can find, as pytrec_eval does"
+            raise InputError(f"{where}: document {doc!r} is not in corpus.jsonl ({why})")
+        if judged.setdefault(query, {}).setdefault(doc, grade) != grade:
+            raise InputError(f"{where}: query {query!r} and document {doc!r} were judged before with another grade")
+    qrels = {query: grades for query, grades in judged.items() if max(grades.values()) > 0}
+    if not qrels:
         raise InputError(f"{path}: holds no query with a relevant document")
-    for query in without:
-        del qrels[query]
-    return {query: {doc: max(grade, 0) for doc, grade in grades.items()} for query, grades in qrels.items()}
+    if (left_out := [query for query in judged if query not in qrels]) and strict:
+        why = f"only grades <= 0 ({len(left_out)} such queries; strict=False leaves them out of the evaluation)"
+        raise InputError(f"{path}: query {left_out[0]!r} has no relevant document, {why}")
+    missing = sum(doc not in documents for grades in qrels.values() for doc in grades)
+    grades_from_0 = {query: {doc: max(grade, 0) for doc, grade in grades.items()} for query, grades in qrels.items()}
+    return grades_from_0, {"missing_documents": missing, "unknown_queries": unknown, "queries_left_out": len(left_out)}
+
+
+def _judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
+    """("path:line", query id, document id, grade) of a tab-separated file, with or without BEIR's header."""
+    splits = ", ".join(sorted(file.stem for file in path.parent.glob("*.tsv")))
+    for where, line in _lines(path, f"; splits here: {splits or 'none'}"):
+        columns = [column.strip() for column in line.split("\t")]
+        if [column.casefold().replace("_", "-") for column in columns[:2]] == ["query-id", "corpus-id"]:
+            continue
+        if len(columns) != 3 or not (grade := _GRADE.fullmatch(columns[2])):
+            expected = "query-id <tab> corpus-id <tab> whole number"
+            if len(words := line.split()) == 4 and _GRADE.fullmatch(words[3]):
+                expected += " (TREC's own layout has one column more: leave out the second)"
+            elif "\t" not in line:
+                expected += " (tabs, no other blanks)"
+            raise InputError(f"{where}: expected {expected}, found {line[:80]!r}")
+        yield where, columns[0], columns[1], int(grade[1])

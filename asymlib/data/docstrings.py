@@ -4,13 +4,14 @@ import ast
 import gc
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import pandas as pd
 from tqdm.auto import tqdm
 
+from asymlib.data.collections import whole_text
 from asymlib.data.leakage import Rows, near_duplicates, same_words
 from asymlib.data.pairs import SENTENCE_END, Split, pair_hash
 from asymlib.errors import InputError
@@ -51,33 +52,27 @@ def docstring_pairs(
     role_of = {package: role for role in ROLES for package in packages[role]}
     read = {package: _package_rows(package) for package in tqdm(role_of, desc="read docstrings", unit="package")}
     pairs, removed = _clean(read, role_of)
-    for package in packages["test"]:
-        if not pairs[package]:
-            raise InputError(f"package {package}: no docstring of it makes a pair, so it cannot be a test collection")
-    split = {}
-    for role, limit in (("train", limit_train), ("validation", limit_validation)):
-        split[role] = sorted((pair for package in packages[role] for pair in pairs[package]), key=pair_hash)[:limit]
-        if not split[role]:
-            raise InputError(f"packages {', '.join(packages[role])}: no docstring of them makes a {role} pair")
     tested = {package: pairs[package][:limit_per_collection] for package in packages["test"]}
-    counts = {
-        "test": {package: len(rows) for package, rows in tested.items()},
-        "available": {package: len(rows) for package, rows in pairs.items()},
-        "removed": removed,
+    split = {
+        role: sorted((pair for package in packages[role] for pair in pairs[package]), key=pair_hash)[:limit]
+        for role, limit in (("train", limit_train), ("validation", limit_validation))
     }
-    return Split(split["train"], split["validation"], counts, tested)
+    for part, rows in (tested | split).items():
+        if not rows:
+            raise InputError(f"packages: no docstring of {', '.join(packages.get(part, [part]))} makes a pair")
+    test, available = ({package: len(rows) for package, rows in part.items()} for part in (tested, pairs))
+    return Split(**split, counts={"test": test, "available": available, "removed": removed}, collections=tested)
 
 
 def versions(packages: dict[str, list[str]]) -> dict[str, str]:
     """The installed version of each package, after a check of the names by role."""
-    names = [name for role in ROLES for name in packages.get(role, [])]
+    names = [str(name) for role in ROLES for name in packages.get(role) or ()]
     if set(packages) != set(ROLES) or not all(packages.values()) or len(set(names)) < len(names):
         raise InputError(f"packages: expected names for each of {', '.join(ROLES)}, and none twice; found {packages}")
     try:
         return {name: metadata.version(name).partition("+")[0] for name in names}
     except metadata.PackageNotFoundError as error:
-        missing = f"packages: {error.name} is not installed; requirements.txt names the built-in ones"
-        raise InputError(missing) from error
+        raise InputError(f"packages: {error.name} is not installed (requirements.txt: the built-in ones)") from error
 
 
 def _package_rows(distribution: str) -> Rows:
@@ -90,7 +85,7 @@ def _package_rows(distribution: str) -> Rows:
             if file.suffix != ".py" or not SKIPPED_FOLDERS.isdisjoint(file.parts):
                 continue
             try:
-                source = Path(installed.locate_file(file)).read_text(encoding="utf-8")
+                source = Path(installed.locate_file(file)).read_text(encoding="utf-8-sig")
             except UnicodeDecodeError:
                 continue
             except FileNotFoundError as error:
@@ -108,7 +103,7 @@ def _docstrings(source: str) -> Iterator[str]:
         warnings.simplefilter("ignore")  # other people's invalid escapes
         try:
             nodes: list[ast.AST] = [ast.parse(source)]
-        except (SyntaxError, ValueError):  # templates and files for another Python
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # templates, files for another Python, too deep
             return
     while nodes:
         node = nodes.pop()
@@ -152,37 +147,33 @@ def _prose(text: str) -> str:
     Doctests go because they are code and printed numbers, not language that a query could ask for.
     """
     kept, in_doctest = [], False
-    for line in text.encode("utf-8", "ignore").decode().splitlines():  # lone surrogates cannot be stored
+    for line in whole_text(text).splitlines():
         in_doctest = line.lstrip().startswith(">>>") or (in_doctest and bool(line.strip()))
         if not in_doctest and not _RULE.fullmatch(line):
             kept.append(line)
     return " ".join(_ROLE.sub(r"\1", " ".join(kept)).replace("`", "").split())
 
 
-def _clean(by_package: dict[str, Rows], role_of: dict[str, str]) -> tuple[dict[str, Rows], dict[str, int]]:
+def _clean(read: dict[str, Rows], role_of: dict[str, str]) -> tuple[dict[str, Rows], dict[str, int]]:
     """Drop duplicates within and between the packages, earlier packages first; return what is left and what went.
 
-    by_package is ordered test, validation, training, so whatever occurs twice stays where it is tested.
+    read is ordered test, validation, training, so whatever occurs twice stays where it is tested.
     """
-    rows = [(package, *pair) for package, pairs in by_package.items() for pair in pairs]
-    removed = Counter(pairs_read=len(rows))
-    near = near_duplicates([doc for _, _, doc in rows])
-    removed["near_duplicate_documents"] = int(near.sum())
-    rows = [row for row, drop in zip(rows, near, strict=True) if not drop]
+    rows = [(package, ROLES.index(role_of[package]), *pair) for package, pairs in read.items() for pair in pairs]
+    table = pd.DataFrame(rows, columns=["package", "role", "query", "document"])
+    near = near_duplicates(list(table["document"]))
+    table = table[~near].assign(words=lambda left: left["query"].map(same_words))
     # A test collection is its own pool of queries; all training packages share one.
-    pool = {package: package if role == "test" else role for package, role in role_of.items()}
-    asked = Counter((pool[package], same_words(query)) for package, query, _ in rows)
-    before: dict[str, set[str]] = {role: set() for role in ROLES}  # what the splits before this one ask
-    for package, query, _ in rows:
-        for role in ROLES[ROLES.index(role_of[package]) + 1 :]:
-            before[role].add(same_words(query))
-    left: dict[str, Rows] = {package: [] for package in by_package}
-    for package, query, doc in rows:
-        words = same_words(query)
-        if asked[pool[package], words] > 1:
-            removed["ambiguous_queries"] += 1
-        elif words in before[role_of[package]]:
-            removed["queries_of_an_earlier_split"] += 1
-        else:
-            left[package].append((query, doc))
-    return left, dict(removed)
+    table["pool"] = table["package"].where(table["role"] == 0, table["role"])
+    ambiguous = table.duplicated(["pool", "words"], keep=False)
+    earlier = table["role"] > table.groupby("words")["role"].transform("min")
+    pairs: dict[str, Rows] = {package: [] for package in read}
+    for package, _, query, document, *_ in table[~ambiguous & ~earlier].itertuples(index=False):
+        pairs[package].append((query, document))
+    removed = {
+        "pairs_read": len(rows),
+        "near_duplicate_documents": int(near.sum()),
+        "ambiguous_queries": int(ambiguous.sum()),
+        "queries_of_an_earlier_split": int((earlier & ~ambiguous).sum()),
+    }
+    return pairs, removed

@@ -11,7 +11,7 @@ from pathlib import Path
 import pooch
 from tqdm.auto import tqdm
 
-from asymlib.data.collections import write_lines
+from asymlib.data.collections import text_field, write_lines
 from asymlib.errors import InputError, run_command
 
 BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
@@ -29,6 +29,8 @@ def fetch_beir(name: str, to: str | Path = "data/beir", url: str = BEIR_URL) -> 
     else is unpacked.
     """
     to = Path(to)
+    if name not in BEIR_MD5:
+        raise InputError(f"{name}: no collection of BEIR, expected one of {', '.join(BEIR_MD5)}")
     if (to / name).exists():
         return to / name
     to.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,8 @@ def fetch_beir(name: str, to: str | Path = "data/beir", url: str = BEIR_URL) -> 
                 progressbar=True,
             )
         except (OSError, ValueError) as error:  # unreachable, or another MD5
-            raise InputError(f"{address}: cannot be had ({type(error).__name__}: {error}); {by_hand}") from error
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(f"{address}: cannot be had ({reason}); {by_hand}") from error
         Path(temporary, "unpacked", name).replace(to / name)
     return to / name
 
@@ -61,21 +64,25 @@ def fetch_pairs(
     MS MARCO is for non-commercial research use only.
     """
     from datasets import load_dataset  # takes seconds, and only this function needs it
+    from datasets.exceptions import DatasetsError
 
+    if sample < 1:
+        raise InputError(f"sample: expected at least 1, found {sample}")
     to = Path(to) if to else Path("data/pairs") / f"msmarco_{sample}_seed{seed}.jsonl"
     try:
         rows = load_dataset(dataset, MSMARCO_SUBSET, split="train", revision=MSMARCO_REVISION)
         rows = rows.select_columns(["query", "positive"])
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(
             f"{dataset}: cannot be read ({reason}); or download the folder '{MSMARCO_SUBSET}' and README.md "
             f"of https://huggingface.co/datasets/{MSMARCO_DATASET}/tree/{MSMARCO_REVISION} elsewhere and "
             f"give their folder with --dataset, or put pairs of your own ({{'query', 'document'}} a line) at {to}"
         ) from error
     keyed: set[tuple[bytes, str, str]] = set()
-    for row in tqdm(rows, desc="draw pairs", unit="pair"):
-        query, doc = " ".join(row["query"].split()), " ".join(row["positive"].split())
+    for number, row in enumerate(tqdm(rows, desc="draw pairs", unit="pair"), start=1):
+        texts = (text_field(row, name, f"{dataset}, row {number}") for name in ("query", "positive"))
+        query, doc = (" ".join(text.split()) for text in texts)
         if query and doc:
             keyed.add((hashlib.sha256(f"{seed}\0{query}\0{doc}".encode()).digest(), query, doc))
     chosen = sorted(keyed)[:sample]

@@ -15,9 +15,10 @@ Rows = list[tuple[str, str]]  # (query, document)
 def overlap_keys(text: str) -> set[str]:
     """The first and the last 120 letters and digits, casefolded: two texts that share a key are taken as the same.
 
-    Both ends, because one copy of a passage may carry a title before it or be cut short after it.
+    Both ends, because one copy of a passage may carry a title before it or be cut short after it. Of a text without a
+    letter or digit ("???") all that is no blank counts.
     """
-    plain = re.sub(r"[\W_]+", "", text.casefold())
+    plain = re.sub(r"[\W_]+", "", text.casefold()) or "".join(text.split())
     return {f"first {plain[:120]}", f"last {plain[-120:]}"} if plain else set()
 
 
@@ -26,9 +27,9 @@ def keys_of(texts: Iterable[str]) -> set[str]:
     return set().union(*map(overlap_keys, texts))
 
 
-def tested_keys(folders: Iterable[Path]) -> set[str]:
-    """The overlap keys of all queries and documents of BEIR folders with a test split."""
-    tests = map(load_beir, folders)
+def tested_keys(folders: Iterable[Path], strict: bool | None = None) -> set[str]:
+    """The overlap keys of all queries and documents of BEIR folders with a test split. strict: as of load_beir."""
+    tests = (load_beir(folder, strict=strict, drop_self=False) for folder in folders)
     return keys_of(text for test in tests for text in test.queries + test.documents)
 
 
@@ -51,8 +52,8 @@ def without_overlap(seen: set[str], rows: Rows, keys: Callable[[str], set[str]] 
 
 
 def same_words(text: str) -> str:
-    """A text's words and numbers, casefolded, one space between them: what counts as the same query."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    """A text's words and numbers, or else its symbols, casefolded, one space between them: what is the same query."""
+    return " ".join(re.findall(r"\w+", text.casefold()) or text.split())
 
 
 def near_duplicates(documents: list[str]) -> np.ndarray:

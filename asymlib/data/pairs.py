@@ -21,9 +21,6 @@ from asymlib.errors import InputError
 from asymlib.pair_vectors import PairVectors
 
 MIN_PAIRS = 64  # of training and of validation: with fewer, one batch is the whole set
-OWN_TITLES = 0.9  # share of the documents with a title of their own, from which on titles serve as queries
-BEGINNING_WORDS = (3, 32)  # words of a first sentence that serves as a query
-FIRST_WORDS = 8  # words that serve as a query where there is no such sentence; also the fewest that must be left
 POSITIVES_A_QUERY = 4
 SEED = 0  # of the order in which pairs are taken
 SENTENCE_END = re.compile(r"(?<=[.!?]) ")
@@ -55,6 +52,10 @@ class Pairs:
         """int64 (N,): the same for the queries."""
         return pd.factorize(np.array(self.queries, dtype=object))[0]
 
+    def name_of(self, side: str, row: int) -> str:
+        """What an error calls the text of a row. side: "query" or "document"."""
+        return f"{self.name}, {side} of pair {row + 1}"
+
     def tensors(self) -> PairVectors:
         """The vectors as tensors, with the numbers of passages and queries, for training."""
         return PairVectors.of(self.query_vectors, self.document_vectors, self.passage, self.query_number)
@@ -62,7 +63,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Split:
-    """What a pair-maker gives. counts: more than the numbers of pairs. collections: test collections made of pairs, by
+    """What a pair-maker gives. counts: of pairs that went, and more. collections: test collections made of pairs, by
     name. made_of: what serves as query and document, where that depends on the data."""
 
     train: Rows
@@ -80,27 +81,21 @@ def load_pairs(path: str | Path) -> Pairs:
         fields = [key for key in ("document", "positive") if key in record]
         if len(fields) != 1:
             raise InputError(f"{where}: expected fields 'query' and 'document' (or 'positive'), found {sorted(record)}")
-        query, document = text_field(record, "query", where), text_field(record, fields[0], where)
-        if not query or not document:
-            raise InputError(f"{where}: the {'query' if not query else fields[0]} is empty")
-        queries.append(query)
-        documents.append(document)
+        queries.append(text_field(record, "query", where, filled=True))
+        documents.append(text_field(record, fields[0], where, filled=True))
     if not queries:
         raise InputError(f"{path}: holds no pairs")
     return Pairs(path.stem, queries, documents)
 
 
-def training_rows(path: Path) -> Rows:
+def training_rows(path: Path, strict: bool | None = None) -> Rows:
     """The pairs of a .jsonl file (see load_pairs), or those with a grade above 0 of a BEIR folder's train split.
 
     One query of each distinct document text comes first, then the others, each part in an order drawn by SEED.
-    Empty documents give no pair.
+    Empty documents give no pair. strict: as of load_beir, here and in all that follows.
     """
-    if path.suffix == ".jsonl":
-        pairs = load_pairs(path)
-        rows = list(zip(pairs.queries, pairs.documents, strict=True))
-    else:
-        rows = _judged_rows(path)
+    own = load_pairs(path) if path.suffix == ".jsonl" else None
+    rows = list(zip(own.queries, own.documents, strict=True)) if own else _judged_rows(path, strict=strict)
     drawn = [rows[i] for i in np.random.default_rng(SEED).permutation(len(rows))]
     repeated = pd.Series([document for _, document in drawn], dtype=object).duplicated()
     return [drawn[i] for i in np.argsort(repeated, kind="stable")]
@@ -111,7 +106,9 @@ def pair_hash(pair: tuple[str, str]) -> str:
     return hashlib.sha256("\0".join(pair).encode()).hexdigest()
 
 
-def pooled(sources: dict[str, Path], tests: list[Path], limit_train: int, limit_validation: int) -> Split:
+def pooled(
+    sources: dict[str, Path], tests: list[Path], limit_train: int, limit_validation: int, strict: bool | None = None
+) -> Split:
     """Pairs of several published sources, to be tested on other collections.
 
     sources: BEIR folders with train judgements or JSONL files, by name. Each gives the same number of pairs as long as
@@ -123,9 +120,9 @@ def pooled(sources: dict[str, Path], tests: list[Path], limit_train: int, limit_
     """
     if not 1 <= len(sources) <= limit_validation:
         raise InputError("sources: expected at least one, and limit_validation a pair for each of them or more")
-    read = {source: training_rows(path) for source, path in sources.items()}
+    read = {source: training_rows(path, strict) for source, path in sources.items()}
     keys = cache(overlap_keys)  # every text is looked at several times
-    tested = tested_keys(tests)
+    tested = tested_keys(tests, strict)
     clean = {source: without_overlap(tested, rows, keys) for source, rows in read.items()}
     validation: Rows = []
     held: set[str] = set()
@@ -136,67 +133,68 @@ def pooled(sources: dict[str, Path], tests: list[Path], limit_train: int, limit_
                 validation.append(pair)
                 held.update(*map(keys, pair))
         if len(validation) < wanted:
-            raise InputError(f"{sources[source]}: too few distinct passages for {limit_validation} validation pairs")
+            why = f"{limit_validation} validation pairs ({_of_the_tests(len(read[source]), len(rows))})"
+            raise InputError(f"{sources[source]}: too few distinct passages for {why}")
     left = {source: without_overlap(held, rows, keys) for source, rows in clean.items()}
     if (available := sum(map(len, left.values()))) < limit_train:
-        raise InputError(f"limit_train: {', '.join(sources)} give only {available} training pairs, not {limit_train}")
+        why = _of_the_tests(*(sum(map(len, part.values())) for part in (read, clean)))
+        raise InputError(f"limit_train: {', '.join(sources)} give {available} pairs, not {limit_train} ({why})")
     taken: dict[str, Rows] = {}
     for i, source in enumerate(sorted(left, key=lambda source: len(left[source]))):  # the smallest first
         taken[source] = left[source][: (limit_train - sum(map(len, taken.values()))) // (len(left) - i)]
-    removed = {
-        "overlap_with_tests": {source: len(read[source]) - len(clean[source]) for source in sources},
-        "overlap_with_validation": {source: len(clean[source]) - len(left[source]) for source in sources},
-    }
+    removed = {"overlap_with_tests": _gone(read, clean), "overlap_with_validation": _gone(clean, left)}
     counts = {"train": {source: len(taken[source]) for source in sources}, "removed": removed}
     return Split([pair for source in sources for pair in taken[source]], validation, counts)
 
 
-def own(train: Path, validation: Path | None, tests: list[Path], limit_validation: int) -> Split:
+def own(
+    train: Path, validation: Path | None, tests: list[Path], limit_validation: int, strict: bool | None = None
+) -> Split:
     """Pairs of one's own data, to be tested on one's own collections.
 
     train: what training_rows reads, in its order.
-    validation: a .jsonl file of pairs, all of which are used. None: taken out of the training pairs by whole passages,
-        as many as fit into limit_validation pairs and a tenth of the training pairs; a passage that shares text with
-        one taken before is passed over.
+    validation: the same; all its pairs are used. None: taken out of the training pairs by whole passages, as many as
+        fit into limit_validation pairs and a tenth of the training pairs; a passage that shares text with one taken
+        before is passed over.
     A pair that shares text with a test collection is left out of both and counted, and so is a training pair that
     shares text with validation. So training pairs must not come from a tested corpus.
     """
-    tested = tested_keys(tests)
-    read = {"train": training_rows(train)}
-    if validation:
-        read["validation"] = training_rows(validation)
+    tested = tested_keys(tests, strict)
+    read = {"train": training_rows(train, strict)} | (
+        {"validation": training_rows(validation, strict)} if validation else {}
+    )
     clean = {part: without_overlap(tested, rows) for part, rows in read.items()}
-    removed = {part: len(read[part]) - len(clean[part]) for part in read}
     limit = min(limit_validation, len(clean["train"]) // 10)
     held = clean["validation"] if validation else _whole_groups(clean["train"], lambda pair: pair[1], limit, apart=True)
     left = without_overlap(keys_of(text for pair in held for text in pair), clean["train"])
-    _check_enough(train, left, held, f"of {len(read['train'])} pairs {removed['train']} share text with the tests")
     overlapping = len(clean["train"]) - len(left) - (0 if validation else len(held))
-    gone = {"overlap_with_tests": removed, "overlap_with_validation": {"train": overlapping}}
-    return Split(left, held, {"removed": gone})
+    why = "; ".join(f"{part}: {_of_the_tests(len(read[part]), len(clean[part]))}" for part in read)
+    why += f"; {overlapping} training pairs share text with {validation or 'validation, at most a tenth of them'}"
+    _check_enough(train, left, held, why)
+    removed = {"overlap_with_tests": _gone(read, clean), "overlap_with_validation": {"train": overlapping}}
+    return Split(left, held, {"removed": removed})
 
 
-def of_the_tested(folder: Path, labels: bool, limit_train: int, limit_validation: int) -> Split:
+def of_the_tested(
+    folder: Path, labels: bool, limit_train: int, limit_validation: int, strict: bool | None = None
+) -> Split:
     """Pairs of the very collection that is tested.
 
-    labels: False: no judgement is read, pairs are made of the documents' text alone. Where at least OWN_TITLES of the
-        documents have a title that no other has, title -> text. Otherwise the text's beginning -> its rest, as in the
-        inverse cloze task (Lee et al. 2019, arXiv:1906.00300): the first sentence if it has 3 to 32 words, else the
-        first 8 words; the rest must have at least 8. One pair a document.
-        True: the pairs of qrels/train.tsv with a grade above 0, of each query at most POSITIVES_A_QUERY, the highest
-        grades first and equal ones by content hash.
+    labels: False: no judgement is read, pairs are made of the documents' text alone. Where at least 90 % of the
+        documents have a title that no other has, title -> text, else beginning_and_rest. One pair a document.
+        True: the pairs of qrels/train.tsv with a grade above 0, of each query the POSITIVES_A_QUERY best.
     A pair that shares text with a test query is left out and counted; with ArguAna, whose test queries are documents,
     these documents give no pair.
     Validation: in an order drawn by SEED, whole queries with all their pairs, until limit_validation pairs or a
     tenth of all are reached. Without labels, no training pair shares text with a validation pair; with labels, no query
     of theirs does, while documents may be relevant to both, as they are to test queries.
-    limit_train, limit_validation: pairs at most. Fewer than MIN_PAIRS of either are an InputError.
+    limit_train, limit_validation: pairs at most.
     """
     if labels:
-        rows, made_of = _judged_rows(folder, POSITIVES_A_QUERY), "training judgements"
+        rows, made_of = _judged_rows(folder, POSITIVES_A_QUERY, strict), "training judgements"
     else:
         rows, made_of = _text_rows(folder / "corpus.jsonl")
-    clean = without_overlap(keys_of(load_beir(folder).queries), rows)
+    clean = without_overlap(keys_of(load_beir(folder, strict=strict, drop_self=False).queries), rows)
     clean = [clean[i] for i in np.random.default_rng(SEED).permutation(len(clean))]
     limit = min(limit_validation, len(clean) // 10)
     validation = _whole_groups(clean, lambda pair: same_words(pair[0]), limit, apart=False)
@@ -204,32 +202,45 @@ def of_the_tested(folder: Path, labels: bool, limit_train: int, limit_validation
     held = keys_of(text for pair in validation for text in pair[apart])
     left = [pair for pair in clean if held.isdisjoint(keys_of(pair[apart]))]
     train = left[:limit_train]
-    _check_enough(folder, train, validation, f"of {len(rows)} pairs made of {made_of}")
     removed = {
         "overlap_with_test_queries": len(rows) - len(clean),
         "overlap_with_validation": len(clean) - len(validation) - len(left),
         "over_the_limit": len(left) - len(train),
     }
+    why = f"of {len(rows)} pairs made of {made_of} went {removed}; validation takes at most a tenth"
+    _check_enough(folder, train, validation, why)
     return Split(train, validation, {"removed": removed}, made_of=made_of)
 
 
 def _check_enough(where: Path, train: Rows, validation: Rows, why: str) -> None:
+    """InputError where training or validation has fewer than MIN_PAIRS."""
     if min(len(train), len(validation)) < MIN_PAIRS:
         found = f"{len(train)} training and {len(validation)} validation pairs"
-        raise InputError(f"{where}: {found} ({why}; validation takes at most a tenth), expected {MIN_PAIRS} of each")
+        raise InputError(f"{where}: {found} left, expected {MIN_PAIRS} of each ({why})")
 
 
-def _judged_rows(folder: Path, most: int | None = None) -> Rows:
+def _of_the_tests(read: int, clean: int) -> str:
+    """How many pairs the tests took, and the way out where pairs come from what is tested."""
+    way_out = ": to train on a tested collection's own text, take source: target" if 2 * clean < read else ""
+    return f"of {read} pairs {read - clean} share text with the tests{way_out}"
+
+
+def _gone(before: dict[str, Rows], after: dict[str, Rows]) -> dict[str, int]:
+    """How many pairs of each part or source are left out."""
+    return {name: len(before[name]) - len(after[name]) for name in before}
+
+
+def _judged_rows(folder: Path, most: int | None = None, strict: bool | None = None) -> Rows:
     """The pairs of a train split; of each query the `most` best, the highest grades first and equal ones by hash."""
-    collection = load_beir(folder, "train")
+    collection = load_beir(folder, "train", strict, drop_self=False)
     text = dict(zip(collection.doc_ids, collection.documents, strict=True))
     rows: Rows = []
     for key, query in zip(collection.query_ids, collection.queries, strict=True):
-        grades = collection.qrels[key].items()
-        found = [(-grade, (query, text[doc])) for doc, grade in grades if grade > 0 and text.get(doc)]
+        grades = collection.qrels[key]
+        found = [doc for doc, grade in grades.items() if grade > 0 and text.get(doc)]
         if most is not None:
-            found = sorted(found, key=lambda one: (one[0], pair_hash(one[1])))[:most]
-        rows += [pair for _, pair in found]
+            found = sorted(found, key=lambda doc: (-grades[doc], pair_hash((query, text[doc]))))[:most]
+        rows += [(query, text[doc]) for doc in found]
     return rows
 
 
@@ -251,19 +262,20 @@ def _text_rows(corpus: Path) -> tuple[Rows, str]:
     """One pair of each document's own text, and what it is made of."""
     lines = json_lines(corpus)
     rows = [(text_field(record, "title", where, ""), text_field(record, "text", where)) for where, record in lines]
-    times = Counter(same_words(title) for title, _ in rows)
-    with_own = sum(bool(title) and times[same_words(title)] == 1 for title, _ in rows)
-    if with_own >= OWN_TITLES * len(rows):
+    times = Counter(same_words(title) for title, _ in rows if title)
+    if sum(times[same_words(title)] == 1 for title, _ in rows) >= 0.9 * len(rows):
         return [(title, text) for title, text in rows if title and text], "title and text"
     return [pair for _, text in rows if (pair := beginning_and_rest(text))], "beginning and rest"
 
 
 def beginning_and_rest(text: str) -> tuple[str, str] | None:
-    """A text's first sentence, or its first words, and what follows; None if too little follows. See of_the_tested."""
+    """A text's beginning, and what follows, as in the inverse cloze task; None if fewer than 8 words follow.
+
+    The beginning is the first sentence if it has 3 to 32 words, else 8 words. Lee et al. 2019 (arXiv:1906.00300).
+    """
     first = SENTENCE_END.split(text, maxsplit=1)[0]
-    low, high = BEGINNING_WORDS
-    if not low <= len(first.split()) <= high or len(first) == len(text):
-        first = " ".join(text.split()[:FIRST_WORDS])
+    if not 3 <= len(first.split()) <= 32 or len(first) == len(text):
         text = " ".join(text.split())
+        first = " ".join(text.split()[:8])
     rest = text[len(first) :].strip()
-    return (first, rest) if len(rest.split()) >= FIRST_WORDS else None
+    return (first, rest) if len(rest.split()) >= 8 else None

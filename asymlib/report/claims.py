@@ -65,6 +65,8 @@ def verdict(row: pd.Series) -> str:
 
 
 def markdown_table(rows: list[dict[str, str]]) -> str:
-    """Rows of text as a Markdown table; the keys of the first row are the head."""
+    """Rows of text as a Markdown table; the keys of the first row are the head. 'none' without rows."""
+    if not rows:
+        return "none"
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -93,7 +93,7 @@ def systems_forest(table: pd.DataFrame) -> style.Drawn:
         Line2D([], [], color=INK, marker="o", markerfacecolor="white", label="tied with the frozen encoder"),
     ]
     note = "bar: paired 95 % interval of the difference over seeds and queries, one comparison at a time; p: paired "
-    note += "randomisation test, Holm-corrected for all" + MAGNIFIED * (len(blocks) > 1)
+    note += "randomisation test, Holm-corrected within a track" + MAGNIFIED * (len(blocks) > 1)
     style.legend(figure, [*handles, Line2D([], [], **FROZEN)], note)
     return figure, rows.drop(columns="pairs")
 

@@ -1,9 +1,13 @@
 """Tables with their origin: written atomically, refused when the origin is missing or the bytes have changed.
 
 A results folder holds tables (.csv or .parquet), origin.json and nothing that cannot be rebuilt. origin.json names, for each
-table, its SHA-256, the parameters that made it and where: commit, versions, data hashes, seeds, hardware.
+table, its SHA-256, the parameters that made it and where: commit, versions, data hashes, seeds, hardware. Where origin.json is
+damaged or lost, each notebook enters what it writes anew.
 """
 
+import contextlib
+import hashlib
+import io
 import os
 import platform
 import subprocess
@@ -16,15 +20,24 @@ import torch
 from filelock import FileLock
 
 from asymlib.errors import InputError
-from asymlib.files import atomic_path, project_path, read_json, sha256_file, write_json
+from asymlib.files import atomic_path, project_path, read_record, write_record
 
 SYSTEM_COLUMNS = (  # of systems.csv
     "track", "system", "dataset", "metric", "mean", "sd", "ci_low", "ci_high", "baseline", "delta_percent", "p_value", "seeds",
     "similarity_train", "similarity_eval", "encoder", "pairs", "p_raw", "difference_low", "difference_high",
 )  # fmt: skip
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "scikit-learn", "transformers", "sentence-transformers", "safetensors")
-# columns that are text, even where a name reads as a number
-NAMES = ("study", "track", "system", "dataset", "metric", "name", "a", "b", "part", "encoder")
+WRITTEN_BY = {
+    "00_parity": "parity.csv",
+    "01_data_prep": "texts.csv",
+    "03_select_head": "search.csv",
+    "04_magnitude": "history.parquet attribution.csv case_log.csv trajectory.csv warnings.csv",
+    "05_evaluation": "systems.csv per_query.parquet recipes.csv overlap.csv choices.csv contrasts.csv hubness.csv ties.csv "
+    "length_relevance.csv",
+    "06_robustness": "similarity_matrix.csv checkpoints.csv answers_met.csv",
+    "07_ablation": "ablations.csv ablation_effects.csv",
+    "08_oracle": "oracle.csv",
+}
 CODE = ("asymlib", "notebooks", "workflow", "requirements.txt")  # what a result depends on
 
 
@@ -62,42 +75,51 @@ def _git(*arguments: str) -> str | None:
 def write_table(folder: str | Path, name: str, table: pd.DataFrame, origin: dict[str, Any]) -> Path:
     """Write `table` as folder/name (.csv with 8 significant digits, or .parquet) and enter it in folder/origin.json.
 
-    NaN in a CSV is an empty field. The table is renamed into place
+    NaN in a CSV is an empty field; which columns are text stands in the entry. The table is renamed into place
     before its entry is, so a kill between the two leaves a table that read_table refuses and a rerun replaces.
     """
-    path = Path(folder) / name
+    path, record = Path(folder) / name, Path(folder) / "origin.json"
+    if path.suffix == ".csv":
+        content = table.to_csv(index=False, float_format="%.8g", lineterminator="\n").encode("utf-8")
+    else:
+        content = table.to_parquet(index=False, compression="zstd")
     with atomic_path(path) as temporary:
-        if path.suffix == ".csv":
-            table.to_csv(temporary, index=False, float_format="%.8g", lineterminator="\n")
-        else:
-            table.to_parquet(temporary, index=False, compression="zstd")
+        temporary.write_bytes(content)
+    text = [column for column in table if pd.api.types.infer_dtype(table[column]) == "string"]
+    about = {"sha256": hashlib.sha256(content).hexdigest(), "rows": len(table), "text": text}
     with FileLock(path.parent / ".origin.lock"):  # notebooks that run side by side share origin.json
-        entries = read_json(path.parent / "origin.json") if (path.parent / "origin.json").exists() else {}
-        entries[name] = {**origin, "sha256": sha256_file(path), "rows": len(table)}
-        write_json(path.parent / "origin.json", entries)
+        entries = {}
+        with contextlib.suppress(InputError):
+            entries = read_record(record, "")
+        write_record(record, {**entries, name: {**origin, **about}})
     return path
 
 
+def _cure(folder: str | Path, name: str) -> str:
+    """What brings a table back."""
+    writers = [notebook for notebook, names in WRITTEN_BY.items() if name in names.split()]
+    return f"run {''.join(writers) or 'the notebook that writes it'} for the study {Path(folder).name!r} again"
+
+
 def read_origin(folder: str | Path, name: str) -> dict[str, Any]:
-    """The origin of one table; refused when there is none."""
-    path = Path(folder) / "origin.json"
-    if not path.exists():
-        raise InputError(f"{Path(folder) / name}: a table without origin; expected {path} beside it")
-    try:
-        entry = read_json(path)[name]
-        return {**entry, "sha256": entry["sha256"]}
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: no entry with a SHA-256 for {name}, so its origin is unknown") from error
+    """The origin of one table; refused when there is none, or origin.json is damaged."""
+    path, cure = Path(folder) / "origin.json", _cure(folder, name)
+    entries = read_record(path, f"without it nobody knows where {name} comes from, so {cure}")
+    if name not in entries:
+        raise InputError(f"{path}: no entry for {name}, so its origin is unknown; {cure}")
+    return entries[name]
 
 
 def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     """Read a table that write_table wrote; refused without an origin, or when its bytes are not those of the origin."""
     path = Path(folder) / name
-    if not path.exists():
-        raise InputError(f"{path}: no such table; run the notebook that writes it first")
-    if sha256_file(path) != read_origin(folder, name)["sha256"]:
-        raise InputError(f"{path}: changed since it was written (another SHA-256); run its notebook again")
+    if not path.is_file():
+        raise InputError(f"{path}: no such table; {_cure(folder, name)}")
+    content, entry = path.read_bytes(), read_origin(folder, name)
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise InputError(f"{path}: changed since it was written (another SHA-256); {_cure(folder, name)}")
     if path.suffix == ".parquet":
-        return pd.read_parquet(path)
-    # Only an empty field is NaN: a system or query called "None" or "NA" keeps its name.
-    return pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
+        return pd.read_parquet(io.BytesIO(content))
+    # A name that reads as a number stays text; only an empty field is NaN, so "None" and "NA" keep their names.
+    types = dict.fromkeys(entry.get("text", ()), str)
+    return pd.read_csv(io.BytesIO(content), dtype=types, keep_default_na=False, na_values=[""])

@@ -66,18 +66,20 @@ def growth_split(attribution: pd.DataFrame, case: pd.DataFrame | None = None) ->
         log(S1/S0) = log(Q1/Q0) + log(D1/D0) + log(C1/C0)        (magnitude.attribution)
 
     attribution: columns system, seed, query, document, angle, total in natural logs, a row a run; empty where the logit was
-    not above 0. case: magnitude.case_arithmetic(), whose last row then stands among the systems. Bars: means over seeds; a
-    part below 0 goes left. Black: the total and its standard deviation over seeds; the right margin gives it as a factor.
-    shown: system, runs, seeds (with a logarithm), query, document, angle, total, sd (of the total).
+    not above 0; with a column diverged, such runs are named. case: magnitude.case_arithmetic(), whose last row then stands
+    among the systems. Bars: means over seeds; a part below 0 goes left. Black: the total and its standard deviation over
+    seeds; the right margin gives it as a factor.
+    shown: system, runs, seeds (with a logarithm), diverged (runs), query, document, angle, total, sd (of the total).
     """
     parts = [*PARTS, "total"]
-    runs = attribution.groupby("system", sort=False)
+    runs = attribution.assign(diverged=attribution.get("diverged", False)).groupby("system", sort=False)
     spread = {"sd": runs["total"].std(), "seeds": runs["total"].count(), "runs": runs.size()}
+    spread["diverged"] = runs["diverged"].sum()
     shown = runs[parts].mean().assign(**spread).reset_index()
     if case is not None:
         last = case.iloc[-1]
         name = f"the case, epoch {case['epoch'].iloc[0]:g} to {last['epoch']:g}"
-        shown.loc[len(shown)] = {"system": name, **last[parts], "sd": np.nan, "seeds": 1, "runs": 1}
+        shown.loc[len(shown)] = {"system": name, **last[parts], "sd": np.nan, "seeds": 1, "runs": 1, "diverged": 0}
     shown = shown.sort_values("total", ascending=False, kind="stable", ignore_index=True)
     figure = style.Figure(style.COLUMN, style.ROW * 1.1 * len(shown) + 1)
     axis = figure.subplots()
@@ -88,9 +90,13 @@ def growth_split(attribution: pd.DataFrame, case: pd.DataFrame | None = None) ->
         axis.barh(y, width, left=end - width, height=0.68, edgecolor="white", **look)
     axis.errorbar(shown["total"], y, xerr=shown["sd"], ecolor=style.BLACK, elinewidth=1, **style.TICK)
     for row in shown[shown["total"].isna()].itertuples():
-        style.inside(axis, row.Index, "logit not above 0: no logarithm")
+        style.inside(axis, row.Index, "diverged" if row.diverged else "logit not above 0: no logarithm")
     axis.axvline(0, color=style.INK, linewidth=0.6)
-    some = [f" ({row.seeds} of {row.runs} seeds)" * (0 < row.seeds < row.runs) for row in shown.itertuples()]
+    some = [
+        f" ({row.seeds} of {row.runs} seeds)" * (0 < row.seeds < row.runs)
+        + f" ({row.diverged} diverged)" * (0 < row.seeds and 0 < row.diverged)
+        for row in shown.itertuples()
+    ]
     style.text_rows(axis, shown["system"] + some)
     for row in shown[shown["total"].notna()].itertuples():
         style.beside(axis, row.Index, (f"×{np.exp(row.total):,.{0 if row.total > 4.6 else 2}f}", 30))
@@ -103,4 +109,4 @@ def growth_split(attribution: pd.DataFrame, case: pd.DataFrame | None = None) ->
     style.legend(
         figure, [*handles, Line2D([], [], label="total", **style.TICK)], note if shown["sd"].notna().any() else ""
     )
-    return figure, shown[["system", "runs", "seeds", *parts, "sd"]]
+    return figure, shown[["system", "runs", "seeds", "diverged", *parts, "sd"]]

@@ -31,41 +31,37 @@ def judged_pairs(test: Collection, use: np.ndarray, most: int = 20, seed: int = 
 
     use: (Q,) bool, the queries whose judgements are read. At most `most` documents a query, drawn with `seed`. Every judged
     positive of these queries, and in a collection with drop_self the document that has the query's own id, is known to be no
-    negative. passage is a document's row.
+    negative. passage is a document's row. What has no direction (a zero vector, of an empty text) is in no pair.
     """
     row = {doc_id: i for i, doc_id in enumerate(test.doc_ids)}
     generator = np.random.default_rng(seed)
     pairs, known = [], []
-    for i in np.flatnonzero(use):
+    for i in np.flatnonzero(use & test.query_vectors.any(1)):
         query_id = test.query_ids[i]
         relevant = [row[doc_id] for doc_id, grade in test.qrels[query_id].items() if grade > 0 and doc_id in row]
+        relevant = [j for j in relevant if test.document_vectors[j].any()]
         known += [(i, j) for j in relevant]
         if test.drop_self and query_id in row:
             known.append((i, row[query_id]))
         pairs += [(i, j) for j in generator.permutation(relevant)[:most]]
-    if not pairs:
-        raise InputError(f"{test.name}: none of the {int(use.sum())} queries has a relevant document in the corpus")
+    if len(pairs) < 2:
+        raise InputError(f"{test.name}: {len(pairs)} judged pairs in {int(use.sum())} queries, expected at least 2")
     rows, columns = np.array(pairs).T
     joined = PairVectors.of(test.query_vectors[rows], test.document_vectors[columns], columns, rows)
     return joined.with_corpus(test.document_vectors, np.arange(len(row)), np.array(known))
 
 
 def fit(
-    test: Collection,
-    lrs: Sequence[float],
-    steps: Sequence[int],
-    hard_negatives: int = 0,
-    folds: int = 5,
-    most: int = 20,
-    seed: int = 0,
-) -> pd.DataFrame:
+    test: Collection, lrs: Sequence[float], steps: Sequence[int], hard_negatives: int = 0, folds: int = 5,
+    most: int = 20, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
     """nDCG@10 of every query under every oracle of the grid: columns head, kind, held_out, lr, steps, epochs, query_id, value.
 
     lrs, steps: the grid; steps are updates, turned into whole epochs of the pairs that a head is fitted on; epochs is the
     number for all queries. Heads start at the identity, cosine, temperature 0.05, no isotropy term; the parameters after
-    the last epoch are scored. hard_negatives: of the corpus, for each pair of a batch, by frozen cosine, nothing skipped:
-    here the judgements are known. folds: parts of the test queries, drawn with `seed`; a held-out oracle is fitted once
-    for each of them, on the others.
+    the last epoch are scored, 0 for a run that diverged. hard_negatives: of the corpus, for each pair of a batch, by frozen
+    cosine, nothing skipped: here the judgements are known. folds: parts of the test queries, drawn with `seed`; a held-out
+    oracle is fitted once for each of them, on the others.
     """
     part = np.random.default_rng(seed).permutation(len(test.query_ids)) % folds
     everyone = np.ones(len(part), dtype=bool)
@@ -81,7 +77,7 @@ def fit(
         for (about, recipe), run in zip(oracles, runs, strict=True):
             about |= {"kind": kind, "held_out": kind != FITTED, "epochs": recipe.epochs}
             asked = np.flatnonzero(score)
-            value = _scores(test, run.last, asked)
+            value = np.zeros(len(asked)) if run.diverged else _scores(test, run.last, asked)
             rows.append(pd.DataFrame({**about, "query_id": np.array(test.query_ids)[asked], "value": value}))
     found = pd.concat(rows, ignore_index=True)
     whole = found[~found["held_out"]].groupby("steps")["epochs"].first()

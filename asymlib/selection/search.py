@@ -4,7 +4,8 @@ The criterion is the relative change of nDCG@10 against the frozen encoder. A st
 the pool of its distinct validation and training documents; test collections of *another* study may be added as validation
 by transfer, and count together as much as the own pool. The study's own test collections are never looked at. Choices are
 made one coordinate at a time: every round trains all of its candidates as one stack, and the best one is kept if it beats
-what was kept before.
+what was kept before. A candidate is trained once, for the longest time that is allowed, and judged after every epoch: its
+number of epochs is the one after which the criterion likes it best.
 """
 
 import itertools
@@ -16,15 +17,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from asymlib import evaluate, heads
 from asymlib.data.studies import Study
 from asymlib.errors import InputError
-from asymlib.files import read_json
+from asymlib.files import read_record
 from asymlib.pair_vectors import PairVectors, mine
 from asymlib.recipes import Recipe
-from asymlib.train import TrainedRun, average_runs, train
+from asymlib.train import Runs, TrainedRun, average, average_runs, train
 
 OWN, TRANSFER = "own", "transfer"
 DIVERGED = -100.0  # the change in percent that the log gives to a candidate that diverged with any seed
@@ -105,10 +107,14 @@ class Criterion:
             raise InputError("criterion: the frozen encoder finds nothing in a validation collection")
         self.frozen = float(self.weights @ self.each_frozen)
 
-    def score(self, run: TrainedRun) -> tuple[float, float]:
-        """(nDCG@10, change to the frozen encoder in percent) of one run's best epoch, weighted over the sets."""
-        each = np.array([one.score(run.best, run.recipe.similarity) for one in self.sets])
+    def score(self, parameters: heads.Parameters, similarity: str) -> tuple[float, float]:
+        """(nDCG@10, change to the frozen encoder in percent) after one run's heads, weighted over the sets."""
+        each = np.array([one.score(parameters, similarity) for one in self.sets])
         return float(self.weights @ each), float(100 * self.weights @ (each / self.each_frozen - 1))
+
+    def score_run(self, run: TrainedRun) -> tuple[float, float]:
+        """score of a run's best epoch; NaN for one that diverged."""
+        return (math.nan, math.nan) if run.diverged else self.score(run.best, run.recipe.similarity)
 
 
 @dataclass(frozen=True)
@@ -118,50 +124,70 @@ class Candidate:
     recipe: Recipe
     averaged: int = 1
 
-    def runs(self, seeds: Sequence[int]) -> list[tuple[Recipe, int]]:
-        """What has to be trained for these seeds: seed s of an average of n takes the seeds n s ... n s + n - 1."""
-        return [(self.recipe, self.averaged * seed + i) for seed in seeds for i in range(self.averaged)]
-
-    def join(self, runs: Sequence[TrainedRun], seeds: Sequence[int]) -> list[TrainedRun]:
-        """One run a seed from what `runs` asked for, in its order.
-
-        A member that diverged is left out of its average, which carries the member's diverged_at all the same, so a search
-        never chooses it; where all of them diverged, the first stands for the average.
-        """
-        n = self.averaged
-        if n == 1:
-            return list(runs)
-        joined = []
-        for i, seed in enumerate(seeds):
-            members = runs[n * i : n * (i + 1)]
-            whole = [run for run in members if run.diverged_at is None]
-            one = average_runs(whole, seed) if whole else replace(members[0], seed=seed)
-            broken = [run.diverged_at for run in members if run.diverged_at is not None]
-            joined.append(replace(one, diverged_at=min(broken, default=None)))
-        return joined
+    def runs(self, seeds: Sequence[int], name: str) -> list[tuple[Recipe, int]]:
+        """What has to be trained for these seeds, as `name`: seed s of an average of n takes the seeds n s ... n s + n - 1."""
+        recipe = self.recipe.with_changes(name=name)
+        return [(recipe, self.averaged * seed + i) for seed in seeds for i in range(self.averaged)]
 
 
-def train_candidates(
-    candidates: Sequence[Candidate], seeds: Sequence[int], training: PairVectors, validation: PairVectors, **how: Any
-) -> list[list[TrainedRun]]:
-    """Each candidate's runs, one a seed, all trained in one call of train; how: more arguments of train."""
-    numbered = [replace(one, recipe=one.recipe.with_changes(name=f"{i}")) for i, one in enumerate(candidates)]
-    wanted = [one.runs(seeds) for one in numbered]
-    done = iter(train(list(itertools.chain(*wanted)), training, validation, **how))
-    found = []
-    for one, runs in zip(candidates, wanted, strict=True):
-        joined = one.join(list(itertools.islice(done, len(runs))), seeds)
-        found.append([replace(run, recipe=one.recipe) for run in joined])
-    return found
+def train_choice(
+    choice: Candidate, seeds: Sequence[int], training: PairVectors, validation: PairVectors, **how: Any
+) -> list[TrainedRun]:
+    """The runs of what a search chose, one a seed; how: more arguments of train.
+
+    The search chose the number of epochs, so the last epoch of a run is its best. Of an average's members, one that diverged
+    stands for it.
+    """
+    done, n, runs = train(choice.runs(seeds, choice.recipe.name), training, validation, **how), choice.averaged, []
+    for i, seed in enumerate(seeds):
+        members = done[n * i : n * (i + 1)]
+        if broken := [run for run in members if run.diverged]:
+            runs.append(replace(broken[0], seed=seed))
+            continue
+        run = average_runs(members, seed) if n > 1 else members[0]
+        last = {name: value.clone() for name, value in run.last.items()}
+        runs.append(replace(run, best=last, best_epoch=len(run.validation_loss) - 1))
+    return runs
+
+
+def at_best_epoch(
+    candidates: Sequence[Candidate], seeds: Sequence[int], criterion: Criterion, training: PairVectors,
+    validation: PairVectors, negatives: Tensor | None = None,
+) -> list[tuple[Candidate, np.ndarray]]:  # fmt: skip
+    """Each candidate with as many epochs as the criterion likes best, and its scores after them, all trained in one call.
+
+    Scores: (S, 2), the criterion's of one head a seed, NaN if any run diverged. negatives: as for train.
+    """
+    wanted = [run for i, one in enumerate(candidates) for run in one.runs(seeds, f"{i}")]
+    found: list[list] = [[] for _ in candidates]  # (E, S, 2) each
+
+    def score(runs: Runs, parameters: heads.Parameters, active: Tensor) -> None:
+        for i, (one, scores) in enumerate(zip(candidates, found, strict=True)):
+            rows = [row for row, (recipe, _) in enumerate(runs) if recipe.name == f"{i}"]
+            if rows and bool(active[rows].all()):
+                members, n = [heads.unstack(parameters, row) for row in rows], one.averaged
+                of_seed = [average(members[start : start + n]) for start in range(0, len(members), n)]
+                scores.append([criterion.score(each, one.recipe.similarity) for each in of_seed])
+
+    done = train(wanted, training, validation, negatives=negatives, progress=False, after_epoch=score)
+    broken = {int(run.recipe.name) for run in done if run.diverged}
+    result = []
+    for i, (one, scores) in enumerate(zip(candidates, found, strict=True)):
+        if i in broken:
+            result.append((one, np.full((len(seeds), 2), math.nan)))
+            continue
+        best = int(np.array(scores)[:, :, 1].mean(1).argmax())
+        result.append((replace(one, recipe=one.recipe.with_changes(epochs=best + 1)), np.array(scores[best])))
+    return result
 
 
 def load_choice(folder: str | Path) -> Candidate:
     """The recipe that a search left in a heads folder, without its weights; a config.json that no search wrote is refused."""
     path = Path(folder) / "config.json"
-    config = read_json(path)
-    if not isinstance(config, dict) or not {"recipe", "averaged"} <= set(config):
-        raise InputError(f"{path}: expected the fields 'recipe' and 'averaged', which a search writes")
-    return Candidate(Recipe.from_dict(config["recipe"]), config["averaged"])
+    config = read_record(path, "run 03_select_head for that study")
+    if "averaged" not in config:
+        raise InputError(f"{path}: expected the field 'averaged', which 03_select_head writes; run it for that study")
+    return Candidate(Recipe(**config["recipe"]), config["averaged"])
 
 
 def epochs_for(steps: int, pairs: int, batch_size: int = 64, most: int = 50) -> int:
@@ -170,34 +196,35 @@ def epochs_for(steps: int, pairs: int, batch_size: int = 64, most: int = 50) -> 
 
 
 def search(
-    start: Recipe,
-    rounds: Sequence[dict[str, list]],
-    criterion: Criterion,
-    training: PairVectors,
-    validation: PairVectors,
-    seeds: Sequence[int] = (0, 1),
-    averaged: int = 3,
-) -> tuple[Candidate, pd.DataFrame]:
+    start: Recipe, rounds: Sequence[dict[str, list]], criterion: Criterion, training: PairVectors,
+    validation: PairVectors, seeds: Sequence[int] = (0, 1), averaged: int = 3,
+) -> tuple[Candidate, pd.DataFrame]:  # fmt: skip
     """Coordinate by coordinate: the recipe that the criterion likes best, and the log of everything that was tried.
 
+    start: its epochs are how long every candidate is trained; `epochs` in the log is the best of them, the first of equals.
     rounds: one dictionary a round, field of Recipe -> values; a round's candidates are all combinations of its values on top
-        of the recipe kept so far, and that recipe itself. averaged: a last round averages so many seeds' weights (1: no such
-        round); it is left out for recipes that average_runs refuses.
+        of the recipe kept so far that were not tried before, and that recipe itself. averaged: a last round averages so many
+        seeds' weights (1: no such round); it is left out for recipes that average_runs refuses.
     Returns the choice and a log with a row for each candidate: round, candidate, changed (in words), the Recipe's fields
     without its name, averaged, seeds (their number), validation and frozen (nDCG@10), sd (of validation, over the seeds),
-    delta_percent (the criterion; DIVERGED if a run diverged), chosen (kept at the end of its round), final (the row that is
-    the choice), fields (the fields that changed, joined with +; empty for the start and for what was kept so far).
+    delta_percent (the criterion; DIVERGED if a run diverged in any epoch), chosen (kept at the end of its round), final (the
+    row that is the choice), fields (those that changed, joined with +; empty for the start and for what was kept so far).
     """
+    if any("epochs" in grid for grid in rounds):
+        raise InputError("rounds: 'epochs' are chosen within a run, expected other fields of a recipe")
     most = max([start.hard_negatives, *(n for grid in rounds for n in grid.get("hard_negatives", []))])
     negatives = mine(training, most) if most else None
-    kept, kept_row, rows = Candidate(_plain(start)), None, []
+    kept, kept_row, rows, seen = Candidate(_plain(start)), None, [], set()
     grids = [{}, *rounds, {"averaged": [averaged]}]
     for number, grid in enumerate(tqdm(grids, desc="search", unit="round")):
-        tried = _combinations(kept, grid) if number else [kept]
+        tried = [one for one in _combinations(kept, grid, start.epochs) if one not in seen]
         if not tried:
             continue
-        trained = train_candidates(tried, seeds, training, validation, negatives=negatives, progress=False)
-        found = [_row(one, kept, runs, criterion) for one, runs in zip(tried, trained, strict=True)]
+        seen.update(tried)
+        scored = at_best_epoch(tried, seeds, criterion, training, validation, negatives)
+        tried, scores = zip(*scored, strict=True)
+        kept = kept if number else tried[0]
+        found = [_row(one, kept, each, criterion) for one, each in zip(tried, scores, strict=True)]
         if kept_row is not None:
             tried, found = [kept, *tried], [{**kept_row, "changed": "nothing", "fields": ""}, *found]
         best = max(range(len(found)), key=lambda i: found[i]["delta_percent"])  # of equals the one kept so far
@@ -208,7 +235,8 @@ def search(
 
 def log_of_one(candidate: Candidate, runs: Sequence[TrainedRun], criterion: Criterion) -> pd.DataFrame:
     """The log of a recipe that was taken over from elsewhere: one row, chosen and final, of these runs."""
-    row = {**_row(candidate, candidate, runs, criterion), "changed": "taken over"}
+    scores = np.array([criterion.score_run(run) for run in runs])
+    row = {**_row(candidate, candidate, scores, criterion), "changed": "taken over"}
     return _log([{"round": 0, "candidate": 0, **row, "chosen": True}])
 
 
@@ -225,30 +253,29 @@ def _plain(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _combinations(kept: Candidate, grid: dict[str, list]) -> list[Candidate]:
-    """All combinations of the grid's values on top of `kept` that can be trained, without `kept` itself and repeats."""
+def _combinations(kept: Candidate, grid: dict[str, list], epochs: int) -> list[Candidate]:
+    """All combinations of the grid's values on top of `kept` that can be trained, for so many epochs, without repeats."""
     found = []
     for values in itertools.product(*grid.values()):
-        changes = dict(zip(grid, values, strict=True))
+        changes = dict(zip(grid, values, strict=True)) | {"epochs": epochs}
         averaged = changes.pop("averaged", kept.averaged)
         found.append(Candidate(_plain(kept.recipe.with_changes(**changes)), averaged))
-    new = [one for one in dict.fromkeys(found) if one != kept]
+    new = dict.fromkeys(found)
     return [one for one in new if one.averaged == 1 or (one.recipe.head, one.recipe.start) == ("linear", "identity")]
 
 
-def _row(candidate: Candidate, kept: Candidate, runs: Sequence[TrainedRun], criterion: Criterion) -> dict[str, Any]:
-    """A candidate's line in the log, less its number and fate; one that diverged with any seed can never be chosen."""
+def _row(candidate: Candidate, kept: Candidate, scores: np.ndarray, criterion: Criterion) -> dict[str, Any]:
+    """A candidate's line in the log, less its number and fate; scores: (S, 2), NaN for one that diverged with any seed."""
     values, before = ({**one.recipe.to_dict(), "averaged": one.averaged} for one in (candidate, kept))
     changed = {name: value for name, value in values.items() if value != before[name]}
     words = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in changed.items()]
-    scores = np.array([criterion.score(run) for run in runs])
     return {
         "changed": ", ".join(words) or "start",
         **{name: value for name, value in values.items() if name != "name"},
-        "seeds": len(runs),
+        "seeds": len(scores),
         "validation": scores[:, 0].mean(),
-        "sd": scores[:, 0].std(ddof=1) if len(runs) > 1 else math.nan,
+        "sd": scores[:, 0].std(ddof=1) if len(scores) > 1 else math.nan,
         "frozen": criterion.frozen,
-        "delta_percent": scores[:, 1].mean() if all(run.diverged_at is None for run in runs) else DIVERGED,
+        "delta_percent": DIVERGED if np.isnan(scores).any() else scores[:, 1].mean(),
         "fields": "+".join(changed),
     }

@@ -1,1 +1,1 @@
-"""What leaves the repository: export, callback, diagnose, compare, fit. Each works on what Sentence Transformers and the shell use."""
+"""What leaves the repository: export, callback, diagnose, compare and fit, for Sentence Transformers and the shell."""

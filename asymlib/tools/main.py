@@ -1,4 +1,4 @@
-"""The command `asymlib`: one subcommand a tool. A tool's module has add_arguments(parser), run(options) -> exit code, and EXAMPLE."""
+"""The command `asymlib`, one subcommand a tool: a module with add_arguments(parser), run(options) -> exit code and EXAMPLE."""
 
 import argparse
 import sys
@@ -17,7 +17,9 @@ TOOLS = {
 
 def parser_of(chosen: str | None) -> argparse.ArgumentParser:
     """The command's parser; only the chosen tool's module is loaded, for they bring heavy libraries."""
-    parser = argparse.ArgumentParser(prog="asymlib", description="Tools for dense retrieval models. asymlib TOOL --help")
+    parser = argparse.ArgumentParser(
+        prog="asymlib", description="Tools for dense retrieval models. asymlib TOOL --help"
+    )
     parser.add_argument("--version", action="version", version=f"asymlib {__version__}")
     commands = parser.add_subparsers(metavar="TOOL", required=True)
     for name, help_text in TOOLS.items():

@@ -1,0 +1,250 @@
+"""What an embedding model suffers from: every finding with its numbers, judged by the rules in diagnose.json."""
+
+import argparse
+import base64
+import json
+import math
+from functools import reduce
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+import torch
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+
+from asymlib import __version__, evaluate, losses, magnitude, significance
+from asymlib.data.collections import Collection, load_beir
+from asymlib.data.docstrings import PACKAGES, docstring_pairs
+from asymlib.data.pairs import Pairs, load_pairs
+from asymlib.encoding.encode import encode_lists, share_cut
+from asymlib.encoding.encoder import EncoderConfig, find_folder
+from asymlib.errors import InputError
+from asymlib.files import read_json, write_json, write_text
+from asymlib.report import style
+
+EXAMPLE = "asymlib diagnose all-MiniLM-L6-v2 --html diagnosis.html"
+HERE = Path(__file__).parent
+KNOWN = read_json(HERE / "diagnose.json")  # rules, prompts of model families, metrics of vector stores
+PAGES = Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True)
+PAGES.globals |= {"version": __version__, "rules": KNOWN["rules"]}
+SIDES, SIMILARITIES = ("query", "document"), ("cosine", "dot", "euclidean")
+LEVEL = 0.05  # of all tests of a diagnosis together
+DEPTH, TEMPERATURE = 10, 0.05  # results a query, as in METRIC; 1 / the default scale of MultipleNegativesRankingLoss
+DOCSTRINGS = "2,000 docstrings of installed packages, about 2 minutes with all-MiniLM-L6-v2 on 2 cores"
+VARIES = 0.01  # coefficient of variation from which on lengths differ by more than rounding
+
+
+def of_pairs(pairs: Pairs) -> Collection:
+    """All documents of pairs as a collection, ids are texts: a query's documents are its answers, all others are not."""
+    qrels: dict[str, dict[str, int]] = {}
+    for query, document in zip(pairs.queries, pairs.documents, strict=True):
+        qrels.setdefault(query, {})[document] = 1
+    queries, documents = list(qrels), list(dict.fromkeys(pairs.documents))
+    return Collection(pairs.name, documents, documents, queries, queries, qrels)
+
+
+def docstring_collection(limit: int = 2_000) -> Collection:
+    """`limit` docstrings of five installed packages in one corpus: a summary asks for the rest of its docstring."""
+    packages = {"test": ["huggingface_hub"], "validation": ["sentence-transformers"], "train": PACKAGES["test"]}
+    queries, documents = zip(*docstring_pairs(packages, limit, 1, 1).train, strict=True)
+    return of_pairs(Pairs("docstrings", list(queries), list(documents)))
+
+
+def stored(folder: Path) -> tuple[str | None, int]:
+    """The similarity that a model's folder declares, if any, and its limit of tokens, 256 where it has none."""
+    about = folder / "config_sentence_transformers.json"
+    similarity = read_json(about).get("similarity_fn_name") if about.is_file() else None
+    if similarity not in (None, *SIMILARITIES):
+        raise InputError(f"{about}: similarity_fn_name {similarity!r}; expected one of {', '.join(SIMILARITIES)}")
+    files = [*folder.rglob("sentence_bert_config.json"), *folder.rglob("tokenizer_config.json")]
+    limits = [read_json(file).get(field) for file in files for field in ("max_seq_length", "model_max_length")]
+    return similarity, min((x for x in limits if x and x < 1e6), default=256)  # 1e30 is a tokenizer's word for none
+
+
+def diagnose(
+    model: str, collection: Collection | None = None, max_length: int | None = None,
+    cache_folder: str | Path = "~/.cache/asymlib", progress: bool = True,
+) -> dict:  # fmt: skip
+    """Measure a SentenceTransformer on a test collection and judge it by the rules.
+
+    model: the embedded encoder, a Hub id or a folder. collection: None is docstring_collection(). max_length: in tokens, None
+    is the model's own. Returns plain values, as the JSON file holds them: what was measured, and `findings`, a row for each
+    rule that applies: rule, of, value, low, high, p, p_holm (over all tests), verdict (wrong, note or fine), evidence, advice.
+    """
+    declared, limit = stored(find_folder(EncoderConfig(model)))
+    collection, used = collection or docstring_collection(), declared or "cosine"
+    row = {name: i for i, name in enumerate(collection.doc_ids)}
+    judged = [(i, row[name]) for i, query in enumerate(collection.query_ids)
+              for name, grade in collection.qrels[query].items() if grade > 0 and name in row]  # fmt: skip
+    if min(len(judged), len(collection.queries), len(collection.documents)) < DEPTH:
+        raise InputError(f"{collection.name}: expected at least {DEPTH} queries, documents and right answers")
+    right = np.array(judged).T  # (2, P) rows of queries and of the documents that answer them
+    cache_folder, lists = Path(cache_folder).expanduser(), [collection.queries, collection.documents]
+    config = EncoderConfig(model, max_length=limit if max_length is None else max_length)
+    (q, d), encoder = encode_lists(lists, SIDES, config, cache_folder, progress)
+    rankings = {name: evaluate.rank(collection.judgements, q, d, name, None) for name in SIMILARITIES}
+    ndcg = {name: ranking.metrics([evaluate.METRIC])[evaluate.METRIC] for name, ranking in rankings.items()}
+    findings = [_paired("similarity", ndcg[name], ndcg[used], name) for name in SIMILARITIES if name != used]
+    family = next((part for part in KNOWN["prompts"] if part in Path(model).name.casefold()), None)
+    if family and not any(encoder.prompts.values()):
+        prompted = EncoderConfig(model, None, *KNOWN["prompts"][family], max_length=config.max_length)
+        vectors, _ = encode_lists(lists, SIDES, prompted, cache_folder, progress)
+        asked = evaluate.rank(collection.judgements, *vectors, used, None).metrics([evaluate.METRIC])
+        findings.append(_paired("prompts", asked[evaluate.METRIC], ndcg[used], family))
+    lengths = {side: _lengths(vectors) for side, vectors in zip(SIDES, (q, d), strict=True)}
+    varies = {side: length["cv"] >= VARIES for side, length in lengths.items()}
+    by_length, tested = _by_length(rankings[used], *right, used != "cosine" and varies["document"])
+    report = {
+        "model": model, "collection": collection.name, "queries": len(q), "documents": len(d), "dimension": q.shape[1],
+        "declared": declared, "used": used, "max_length": config.max_length, "prompts": encoder.prompts, "family": family,
+        "similarities": {name: _mean(values) for name, values in ndcg.items()}, "lengths": lengths, **by_length,
+        "hubness": rankings[used].hubness(DEPTH), "statistics": _statistics(q[right[0]], d[right[1]], *right, used),
+        "cut": dict(zip(SIDES, share_cut(lists, SIDES, config), strict=True)),
+        "findings": findings + tested,
+    }  # fmt: skip
+    _judge(report)
+    better = [finding["of"] for finding in report["findings"] if finding["rule"] == "similarity" and finding["advice"]]
+    report["best"] = max(better, key=lambda name: ndcg[name].mean(), default=used)
+    report["store"] = KNOWN["stores"][report["best"] if any(varies.values()) else "unit"]
+    return json.loads(pd.Series(report).to_json(double_precision=10))  # Python's own numbers, None for NaN
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    """Mean over queries, (Q,), with its 95 % interval."""
+    low, high = significance.bootstrap_interval(values[None])
+    return {"value": values.mean(), "low": low.item(), "high": high.item()}
+
+
+def _paired(rule: str, a: np.ndarray, b: np.ndarray, of: str = "") -> dict:
+    """The finding that a is not b: their mean difference over the same queries, (Q,) each, with interval and test."""
+    p = significance.paired_randomization_test(a, b).item()
+    return {"rule": rule, "of": of, **_mean(a - b), "p": p, "a": a.mean(), "b": b.mean()}
+
+
+def _lengths(vectors: np.ndarray) -> dict:
+    """Mean, coefficient of variation, zeros and percentiles (0 to 100) of the lengths of one side, (N, D)."""
+    x = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    spread = {"mean": x.mean(), "cv": x.std() / x.mean() if x.any() else 0.0, "zero": int((x == 0).sum())}
+    return spread | {"percentiles": np.percentile(x, np.arange(101)).tolist()}
+
+
+def cohens_d(length: np.ndarray, times: np.ndarray, total: int) -> float:
+    """How much longer chosen documents are than the others, over (query, document) pairs: (mean - mean of others) / pooled sd.
+
+    length: (N,). times: (N,) for how many of `total` queries each is chosen. Cohen 1988, section 2.2. nan: all equal, or no others.
+    """
+    weights = np.stack([times, total - times])
+    means = (weights @ length) / np.where(sizes := weights.sum(1), sizes, math.nan)
+    sd = math.sqrt((weights * (length - means[:, None]) ** 2).sum() / sizes.sum())
+    return (means[0] - means[1]) / sd if sd else math.nan
+
+
+def _by_length(ranking: evaluate.Ranking, query: np.ndarray, document: np.ndarray, counts: bool) -> tuple[dict, list]:
+    """What vector length does to the results; where it counts, the findings `length`, `hubs`. query, document: (P,) answers."""
+    from scipy.stats import pearsonr, rankdata  # of the extras
+
+    length, rows = ranking.document_length, ranking.rows[:, :DEPTH]
+    found, right = (np.bincount(x, minlength=len(length)) for x in (rows[rows >= 0], document))
+    effect = {name: cohens_d(length, n, len(rows)) for name, n in (("relevant", right), ("retrieved", found))}
+    about = {"cohens_d": effect, "length_deciles": ranking.by_length(DEPTH).to_dict("list")}
+    wrong = np.bincount(rows[(rows >= 0) & (ranking.qrels.grades(rows) <= 0)], minlength=len(length))
+    if not (counts and wrong.std()):
+        return about, []
+    z, asked = (length - length.mean()) / length.std(), np.unique(query)
+    of_right = (np.bincount(query, z[document]) / np.bincount(query).clip(1))[asked]
+    of_found = np.nanmean(np.where(rows >= 0, z[rows], np.nan), axis=1)[asked]
+    by_rank = pearsonr(rankdata(wrong), rankdata(length))
+    low, high = by_rank.confidence_interval()
+    hubs = {"rule": "hubs", "of": "", "value": by_rank.statistic, "low": low, "high": high, "p": by_rank.pvalue}
+    return about, [_paired("length", of_found, of_right), hubs]
+
+
+def _statistics(q: np.ndarray, d: np.ndarray, query: np.ndarray, document: np.ndarray, used: str) -> dict[str, float]:
+    """magnitude.statistics of right answers, 2,000 of them at most. q, d: (P, D) their vectors; query, document: (P,) rows."""
+    taken = np.random.default_rng(0).permutation(len(q))[:2_000]
+    same = (query[taken, None] == query[taken]) | (document[taken, None] == document[taken])
+    a, b = (torch.from_numpy(x[taken]).double()[None, None] for x in (q, d))
+    scores, tau = losses.score_matrix(a, b, used), torch.tensor([TEMPERATURE]).double()
+    rows = magnitude.statistics(a, b, scores, torch.from_numpy(same)[None, None], tau, spectrum=True)
+    return {name: value.item() for name, value in rows.items()}
+
+
+def _judge(report: dict) -> None:
+    """Add a finding for each rule about a value of the report; then Holm's p, verdict, evidence and advice to each."""
+    findings, rules = report["findings"], KNOWN["rules"]
+    asked = [name for name, rule in rules.items() if "at" in rule and report["used"] not in rule.get("unless", ())]
+    findings += [{"rule": name, "of": "", "value": reduce(dict.get, rules[name]["at"], report)} for name in asked]
+    adjusted = significance.holm(np.array([finding.get("p", math.nan) for finding in findings]))
+    for finding, p in zip(findings, adjusted, strict=True):
+        rule, value = rules[finding["rule"]], finding["value"]
+        size = abs(value) if "either_way" in rule else value
+        holds = size > rule["above"] if "above" in rule else size <= rule["at_most"]
+        bad = holds and (not rule["wrong"] or p < LEVEL)
+        finding |= {"p_holm": p, "verdict": ("wrong" if rule["wrong"] else "note") if bad else "fine"}
+        finding |= {"evidence": rule["evidence"].format(**report | finding), "advice": rule["advice"] if bad else ""}
+
+
+def summary(report: dict) -> str:
+    """A few lines for the terminal."""
+    return PAGES.get_template("diagnose.txt").render(report).rstrip()
+
+
+def page(report: dict) -> str:
+    """An HTML page that needs no other file."""
+    picture = base64.b64encode(figure(report)._repr_png_()).decode()
+    return PAGES.get_template("diagnose.html").render(report, figure=picture)
+
+
+def figure(report: dict) -> style.Figure:
+    """nDCG@10 of each similarity, lengths of both sides, and what documents of each length are found and right."""
+    with matplotlib.style.context(style.STYLE_SHEET, after_reset=True):
+        drawn, (scores, lengths, deciles) = style.panels(["nDCG@10", "Vector length", "Results by vector length"], 1.7)
+        found = report["similarities"]
+        for y, (name, row) in enumerate(found.items()):
+            error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+            look = style.SIMILARITY_STYLE[name] | {"linestyle": ""}
+            scores.errorbar(row["value"], y, xerr=error, elinewidth=1, **look)
+        style.text_rows(scores, [f"{name}, in use" if name == report["used"] else name for name in found])
+        scores.set_xlabel("mean over queries, 95 % interval")
+        for side, color, line in (("query", style.ORANGE, style.DASHED), ("document", style.BLUE, "-")):
+            at = report["lengths"][side]["percentiles"]
+            lengths.plot(at, np.arange(101), color=color, linestyle=line, label=side)
+        lengths.set(xlabel="length", ylabel="% of texts at most as long", xlim=(0, None))
+        rows = pd.DataFrame(report["length_deciles"]).set_index("length_decile")
+        deciles.plot(rows["relevant_rate"], **style.BASELINE_LINE, label="right answers")
+        deciles.plot(rows["retrieved_rate"], "o-", color=style.VERMILLION, label="first 10 results")
+        deciles.set(xlabel="tenth of the documents, by length", ylabel="share / average share", ylim=(0, None))
+        for axis in (lengths, deciles):
+            axis.legend(loc="best")
+    return drawn
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `asymlib diagnose`."""
+    parser.add_argument("model", help="a SentenceTransformer: folder, Hub id, or all-MiniLM-L6-v2 (embedded)")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--collection", metavar="DIR", help=f"BEIR folder (default: {DOCSTRINGS})")
+    given.add_argument(
+        "--pairs", metavar="FILE", help="JSONL with query and document: each query's document is its answer"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write everything measured")
+    parser.add_argument("--html", metavar="FILE", help="write one page with figures and advice")
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens a text is cut to (default: the model's own)"
+    )
+    parser.add_argument("--cache", metavar="DIR", default="~/.cache/asymlib", help="vectors (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """0: healthy, 1: something is wrong beyond chance."""
+    collection = load_beir(options.collection, strict=False) if options.collection else None
+    if options.pairs:
+        collection = of_pairs(load_pairs(options.pairs))
+    report = diagnose(options.model, collection, options.max_length, options.cache)
+    if options.json:
+        write_json(options.json, report)
+    if options.html:
+        write_text(options.html, page(report))
+    print(summary(report))
+    return int(any(finding["verdict"] == "wrong" for finding in report["findings"]))

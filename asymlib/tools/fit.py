@@ -1,0 +1,155 @@
+"""Pairs in, a better model folder out: a head is exported only if queries that nothing was chosen on say that it is better."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from asymlib import heads
+from asymlib.data.collections import json_lines, text_field
+from asymlib.data.leakage import keys_of, overlap_keys, same_words
+from asymlib.data.pairs import MIN_PAIRS, Pairs, load_pairs
+from asymlib.encoding.encode import encode_lists
+from asymlib.encoding.encoder import SIDES, EncoderConfig
+from asymlib.errors import InputError
+from asymlib.evaluate import METRIC, Qrels, rank
+from asymlib.files import read_json, sha256_file
+from asymlib.pair_vectors import PairVectors
+from asymlib.recipes import IDENTITY, Recipe
+from asymlib.selection import search
+from asymlib.significance import bootstrap_interval
+from asymlib.tools.export import add_encoder_arguments, check_new, encoder_config, export
+
+EXAMPLE = "asymlib fit pairs.jsonl --corpus corpus.jsonl --encoder all-MiniLM-L6-v2 --out my-model"
+PARTS = TRAIN, SELECT, TEST, MET = ("train", "select", "test", "met")
+SHARE, GROUPS = 0.15, 200  # of the pairs, for SELECT and for TEST; groups to draw from, so that TEST has about 30
+POOL, UPDATES = 5_000, 750  # documents that a candidate is ranked on during the search; of a run
+ROUNDS = [{"lr": [3e-5, 1e-4, 3e-4, 1e-3]}, {"temperature": [0.02, 0.05, 0.1]}, {"sides": ["both", "query"]}]
+
+
+def fit(
+    pairs: str | Path, encoder: EncoderConfig | str, out: str | Path, corpus: str | Path | None = None, seed: int = 0,
+    cache: str | Path = "~/.cache/asymlib",
+) -> tuple[Path | None, pd.DataFrame]:  # fmt: skip
+    """Train heads on one's own pairs and export the best, if held-out queries say that it beats the frozen encoder.
+
+    pairs: JSONL, see load_pairs. corpus: corpus.jsonl of BEIR, ranked together with the pairs' documents. out: a new folder.
+    On SELECT three compete: the encoder as it is, with its own similarity; soft whitening; the head that the search chooses.
+    The best is tested once, on TEST: it is exported if the 95 % interval of its difference to the frozen encoder lies above
+    0. Returns the folder, None if nothing was exported, and compare's table with a column chosen.
+    """
+    out, config = check_new(out), EncoderConfig(encoder) if isinstance(encoder, str) else encoder
+    frame = split(load_pairs(pairs), seed)
+    counts = frame["part"].value_counts().reindex(PARTS, fill_value=0).to_dict()
+    if min(counts[part] for part in (TRAIN, SELECT, TEST)) < MIN_PAIRS:
+        raise InputError(f"{pairs}: too few distinct pairs, {counts}; expected {MIN_PAIRS / SHARE:.0f} or more")
+    documents = list(frame["document"].unique())
+    if corpus:
+        lines, seen = json_lines(Path(corpus)), keys_of(documents)
+        texts = (f"{text_field(line, 'title', at, '')} {text_field(line, 'text', at)}".strip() for at, line in lines)
+        documents += [text for text in dict.fromkeys(texts) if seen.isdisjoint(overlap_keys(text))]
+    lists = [list(frame["query"].unique()), documents]
+    vectors, found = encode_lists(lists, SIDES, config, Path(cache).expanduser())
+    about = found.folder / "config_sentence_transformers.json"
+    own = (about.is_file() and read_json(about).get("similarity_fn_name")) or "cosine"
+    select = judged(frame, vectors, [SELECT], np.random.default_rng(seed).permutation(len(documents))[:POOL])
+    parts = [pair_vectors(frame[frame["part"] == part], vectors) for part in (TRAIN, SELECT)]
+    start = IDENTITY.with_changes(name="fit", epochs=search.epochs_for(UPDATES, counts[TRAIN]))
+    choice, _ = search.search(start, ROUNDS, search.Criterion([select]), *parts, seeds=(seed, seed + 1))
+    (run,) = search.train_choice(choice, [seed], *parts, progress=False)
+    systems = {"frozen": (Recipe(name="frozen", head="none", similarity=own), {}), "head": (run.recipe, run.best)}
+    for exponent in (0.05, 0.1, 0.2, 0.4):
+        recipe = Recipe(name="whitening", head="none", whitening=exponent)
+        systems[f"whitening {exponent}"] = recipe, heads.soft_whitening(vectors[1], exponent)
+    scores = {name: select.score(head, recipe.similarity) for name, (recipe, head) in systems.items()}
+    best = max(scores, key=scores.__getitem__)  # of equals the first: frozen
+    results = compare(frame, vectors, systems).assign(chosen=lambda rows: rows["system"] == best)
+    if not results.loc[results["chosen"] & (results["answers"] == "all"), "low"].item() > 0:
+        return None, results
+    shown = {side: heads.project(systems[best][1], side, x) for side, x in zip(SIDES, vectors, strict=True)}
+    origin = {"seed": seed, "averaged": choice.averaged, "pairs": counts, "select": scores}
+    origin["sha256"] = {Path(path).name: sha256_file(path) for path in (pairs, corpus) if path}
+    origin["lengths"] = {side: pd.Series(np.linalg.norm(z, axis=1)).describe().to_dict() for side, z in shown.items()}
+    return export(out, config, *systems[best], {**origin, "results": results.to_dict("records")}), results
+
+
+def split(pairs: Pairs, seed: int) -> pd.DataFrame:
+    """The distinct pairs with the numbers of their texts, q and d, their group and, as a whole group, their part.
+
+    A group holds the pairs that share a text (leakage.overlap_keys), directly or over others: no answer of SELECT or TEST is
+    in TRAIN. If that leaves fewer than GROUPS, or one with half of all pairs, a group is the pairs of one query, and answers
+    may be met. MET: of documents that several queries of TRAIN ask for, one of these.
+    """
+    texts = {"query": pairs.queries, "document": pairs.documents}
+    frame = pd.DataFrame({**texts, "q": pairs.query_number, "d": pairs.passage}).drop_duplicates(ignore_index=True)
+    row, keys = zip(*((i, key) for i, pair in enumerate(frame.to_numpy()[:, :2]) for key in keys_of(pair)), strict=True)
+    column = len(frame) + pd.factorize(np.array(keys))[0]
+    graph = coo_array((np.ones(len(row)), (row, column)), shape=[column.max() + 1] * 2)
+    group = connected_components(graph, directed=False)[1][: len(frame)]
+    if group.max() + 1 < GROUPS or np.bincount(group).max() > len(frame) / 2:
+        group = pd.factorize(frame["query"].map(same_words))[0]
+    sizes = pd.Series(group).value_counts().sort_index().sample(frac=1, random_state=seed)
+    sizes = sizes.sort_values(key=lambda size: size > SHARE * len(frame) / 4, kind="stable")  # the large ones: to TRAIN
+    part = pd.cut(sizes.cumsum() / len(frame), [0, SHARE, 2 * SHARE, 1.1], labels=[TEST, SELECT, TRAIN]).astype(str)
+    frame = frame.assign(group=group, part=part.loc[group].to_numpy())
+    left = frame[frame["part"] == TRAIN].sample(frac=1, random_state=seed)
+    spare = (left.groupby("d")["q"].transform("nunique") > 1) & ~left["q"].duplicated(keep=False)
+    frame.loc[left[spare].drop_duplicates("d").index[: int(SHARE * len(frame))], "part"] = MET
+    return frame
+
+
+def pair_vectors(pairs: pd.DataFrame, vectors: list) -> PairVectors:
+    """Pairs of split to train with; a pair with a zero vector has no direction and is left out."""
+    q, d = pairs[["q", "d"]].to_numpy().T
+    some = vectors[0][q].any(1) & vectors[1][d].any(1)
+    return PairVectors.of(vectors[0][q[some]], vectors[1][d[some]], d[some], q[some])
+
+
+def judged(frame: pd.DataFrame, vectors: list, parts: list[str], documents: np.ndarray) -> search.ValidationSet:
+    """The queries of some parts against these documents and all that a pair joins to them; vectors: (Q, D), (N, D)."""
+    rows = frame[frame["q"].isin(frame.loc[frame["part"].isin(parts), "q"])]
+    queries, documents = rows["q"].unique(), np.union1d(documents, rows["d"])
+    grades = {str(q): dict.fromkeys(map(str, d), 1) for q, d in rows.groupby("q")["d"]}
+    qrels = Qrels("pairs", [str(d) for d in documents], [str(q) for q in queries], grades)
+    return search.ValidationSet(search.OWN, qrels, vectors[0][queries], vectors[1][documents])
+
+
+def compare(frame: pd.DataFrame, vectors: list, systems: dict) -> pd.DataFrame:
+    """Held-out queries against all documents: nDCG@10 of each system (recipe, parameters), on each kind of answers.
+
+    answers: all (of TEST), not met, met (of TEST and MET; met if one is a document of TRAIN). queries: their number.
+    Means are over groups. difference: to the system 'frozen'; low, high: its 95 % interval, paired by group.
+    """
+    test = judged(frame, vectors, [TEST, MET], np.arange(len(vectors[1])))
+    rows = frame.assign(id=frame["q"].astype(str), met=frame["d"].isin(frame.loc[frame["part"] == TRAIN, "d"]))
+    queries = rows.groupby("id").agg({"group": "first", "part": "first", "met": "any"}).loc[test.qrels.query_ids]
+    for system, (recipe, head) in systems.items():
+        q, d = heads.project(head, "query", test.queries), heads.project(head, "document", test.documents)
+        queries[system] = rank(test.qrels, q, d, *[recipe.similarity] * 2).metrics([METRIC])[METRIC]
+    table = []
+    for answers, which in (("all", queries["part"] == TEST), ("not met", ~queries["met"]), ("met", queries["met"])):
+        means = queries[which].groupby("group")[list(systems)].mean()
+        for system in systems if len(means) else ():
+            difference = means[system] - means["frozen"]
+            low, high = map(float, bootstrap_interval(difference.to_numpy()[None]))
+            table.append([answers, system, which.sum(), means[system].mean(), difference.mean(), low, high])
+    return pd.DataFrame(table, columns=["answers", "system", "queries", METRIC, "difference", "low", "high"])
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("pairs", help='JSONL, a pair a line: {"query": ..., "document": ...}')
+    parser.add_argument("--corpus", help="corpus.jsonl of BEIR, all that is searched; left out: the pairs' documents")
+    parser.add_argument("--cache", default="~/.cache/asymlib", help="folder of the vectors (~/.cache/asymlib)")
+    add_encoder_arguments(parser, "of the split and the training (0)")
+
+
+def run(options: Namespace) -> int:
+    """The command; 3 if nothing beat the frozen encoder."""
+    given = options.pairs, encoder_config(options), options.out, options.corpus, options.seed, options.cache
+    model, results = fit(*given)
+    print(results.to_string(index=False, float_format="%.4f"))
+    print(model or "nothing beats the frozen encoder on held-out queries beyond chance: no model was exported")
+    return 0 if model else 3

@@ -1,0 +1,245 @@
+"""Fit: pairs in, a model folder out if held-out queries say so, and the way back through plain sentence-transformers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from asymlib.data.collections import write_lines
+from asymlib.data.pairs import Pairs
+from asymlib.encoding.encode import encode
+from asymlib.encoding.encoder import EncoderConfig
+from asymlib.errors import InputError
+from asymlib.evaluate import METRIC, Qrels, rank
+from asymlib.recipes import Recipe
+from asymlib.tools import fit as tool
+from asymlib.tools.fit import MET, SELECT, TEST, TRAIN, compare, fit, split
+from asymlib.tools.main import main, parser_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TOPICS, NOISE, DIM = 60, 60, 24
+
+
+def build_encoder(folder, similarity=None):
+    """Words of topics lie in 12 dimensions, loud words that mean nothing in 12 others: a head can turn these down."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["?", *(f"t{i}" for i in range(TOPICS)), *(f"n{i}" for i in range(NOISE))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    weights = np.random.default_rng(0).standard_normal((len(words), DIM)).astype(np.float32)
+    weights[0] = 0
+    weights[: TOPICS + 1, DIM // 2 :] = 0
+    weights[TOPICS + 1 :, : DIM // 2] = 0
+    module = StaticEmbedding(tokenizer, embedding_weights=1.5 * weights)
+    SentenceTransformer(modules=[module], similarity_fn_name=similarity, device="cpu").save(str(folder))
+    return EncoderConfig(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return build_encoder(tmp_path_factory.mktemp("static"))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A search of one learning rate."""
+    monkeypatch.setattr(tool, "ROUNDS", [{"lr": [1e-2]}])
+    monkeypatch.setattr(tool, "UPDATES", 40)
+
+
+def some_pairs(count, noise, queries=1):
+    """(query, document), `queries` of each document: three topics in both, and in each `noise` words that mean nothing."""
+    rng = np.random.default_rng(0)
+    found = []
+    for serial in range(count):
+        topics = [f"t{i}" for i in rng.choice(TOPICS, 3, replace=False)]
+        document, *asked = ([*topics, *(f"n{i}" for i in rng.choice(NOISE, noise))] for _ in range(1 + queries))
+        filler = [f"x{serial:04d}"] * 30  # no word of the encoder's, but more than 120 letters
+        found += [
+            (" ".join([*query, f"q{len(found) + i}"]), " ".join([*document, *filler])) for i, query in enumerate(asked)
+        ]
+    return found
+
+
+def write(path, pairs):
+    write_lines(path, ({"query": query, "document": document} for query, document in pairs))
+    return path
+
+
+def parts_of(pairs, seed=0):
+    return split(Pairs("pairs", *map(list, zip(*pairs, strict=True))), seed)
+
+
+def test_groups_that_share_text_stay_together():
+    pairs = some_pairs(400, 1)
+    twin = "Title of the copy " + pairs[7][1]  # the last 120 letters are those of another document
+    again = pairs[9][0].upper().replace(" ", ", ")  # the same query to the eye, with a document of its own
+    frame = parts_of([*pairs, ("another query", twin), (again, "another document")])
+    assert frame["group"].nunique() == 400
+    assert frame["group"][400] == frame["group"][7] and frame["group"][401] == frame["group"][9]
+    assert (frame.groupby("group")["part"].nunique() == 1).all()
+    counts = frame["part"].value_counts()
+    assert 58 <= counts[TEST] <= 60 and 58 <= counts[SELECT] <= 61  # 15 % of 402 are 60.3; a group may not fit
+    assert MET not in counts
+    other = parts_of(pairs, seed=1)
+    assert not (other["part"] == frame["part"][:400]).all()
+    assert (parts_of(pairs)["part"] == parts_of(pairs)["part"]).all()
+
+
+def test_met_takes_one_query_of_documents_that_training_keeps():
+    frame = parts_of(some_pairs(300, 1, queries=5))
+    met, train = frame[frame["part"] == MET], frame[frame["part"] == TRAIN]
+    assert 200 <= len(met) <= 0.15 * len(frame)  # nearly every document of TRAIN has one to give
+    assert met["d"].is_unique and met["d"].isin(train["d"]).all()
+    assert not met["q"].isin(train["q"]).any()
+    for part in (SELECT, TEST):
+        assert not frame.loc[frame["part"] == part, "document"].isin(train["document"]).any()
+
+
+@pytest.mark.parametrize("documents", [1, 50])
+def test_few_documents_are_split_by_query(documents):
+    frame = parts_of([(f"query {i}", f"document {i % documents}") for i in range(600)])
+    assert frame["group"].nunique() == 600
+    counts = frame["part"].value_counts()
+    assert counts[TEST] == counts[SELECT] == 90
+    train = frame[frame["part"] == TRAIN]
+    assert frame.loc[frame["part"] == TEST, "d"].isin(train["d"]).all()  # all answers are met, all queries are new
+
+
+def test_a_large_group_trains():
+    pairs = [*some_pairs(700, 1), *((f"question {i}", "the one answer") for i in range(300))]
+    for seed in range(5):
+        frame = parts_of(pairs, seed)
+        assert set(frame.loc[frame["document"] == "the one answer", "part"]) <= {TRAIN, MET}
+        assert (frame["part"] == TEST).sum() == (frame["part"] == SELECT).sum() == 150
+
+
+def test_compare_by_hand():
+    # Documents e0, e1, e2, e3. Frozen queries: q0 = e0 and q1 = e0 + e1/2 of one group, q2 = e2. The answers are 0, 1, 3.
+    documents, queries = np.eye(4, dtype=np.float32), np.zeros((4, 4), dtype=np.float32)
+    queries[0, 0], queries[1, :2], queries[2], queries[3, 3] = 1, (1, 0.5), (0.3, 0.2, 1, 0.1), 1
+    frame = pd.DataFrame(
+        {"q": [0, 1, 2, 3], "d": [0, 1, 3, 3], "group": [5, 5, 6, 7], "part": [TEST, TEST, MET, TRAIN]}
+    )
+    head = {"query.weight": np.eye(4), "query.bias": np.zeros(4)}  # sends e2 to e3
+    head["query.weight"][2:, 2:] = [[0, 1], [1, 0]]
+    import torch
+
+    head = {name: torch.tensor(value, dtype=torch.float32) for name, value in head.items()}
+    systems = {"frozen": (Recipe(name="a", head="none"), {}), "head": (Recipe(name="b", sides="query"), head)}
+    table = compare(frame, [queries, documents], systems).set_index(["answers", "system"])
+    # q0 finds 0 at rank 1, q1 finds 1 at rank 2: their group has (1 + 1/log2(3)) / 2; q2 finds 3 at rank 4, the head at 1
+    group, last = (1 + 1 / np.log2(3)) / 2, 1 / np.log2(5)
+    assert table.loc[("all", "frozen"), METRIC] == pytest.approx(group)
+    assert table.loc[("not met", "head"), METRIC] == pytest.approx(group)
+    assert table.loc[("met", "frozen"), METRIC] == pytest.approx(last)
+    assert table.loc[("met", "head"), "difference"] == pytest.approx(1 - last)
+    assert table.loc[("met", "head"), ["low", "high"]].tolist() == pytest.approx([1 - last] * 2)
+    assert table["queries"].tolist() == [2, 2, 2, 2, 1, 1]
+
+
+PLAIN = """
+import json, sys
+sys.modules["asymlib"] = None  # importing it is an ImportError from here on
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+asked = json.load(sys.stdin)
+model = SentenceTransformer(asked["folder"], device="cpu", local_files_only=True)
+relevant = {query: set(found) for query, found in asked["relevant"].items()}
+judge = InformationRetrievalEvaluator(asked["queries"], asked["corpus"], relevant, show_progress_bar=False, write_csv=False)
+found = judge(model)
+print(json.dumps({"ndcg": found[judge.primary_metric], "modules": [m for m in sys.modules if m.startswith("asymlib")]}))
+"""
+
+
+def test_fit_exports_what_plain_sentence_transformers_ranks_alike(tmp_path, encoder, quick):
+    pairs = some_pairs(600, 3)
+    model, results = fit(write(tmp_path / "pairs.jsonl", pairs), encoder, tmp_path / "model", cache=tmp_path / "cache")
+    table = results.set_index(["answers", "system"])
+    assert model == tmp_path / "model" and table.loc[("all", "head"), "low"] > 0.1
+    assert results.loc[results["chosen"], "system"].unique().tolist() == ["head"]
+    frame = parts_of(pairs)
+    test = frame[frame["part"] == TEST]
+    asked = {
+        "folder": str(model),
+        "corpus": {str(i): text for i, text in enumerate(frame["document"])},
+        "queries": {str(i): text for i, text in test["query"].items()},
+        "relevant": {str(i): [str(i)] for i in test.index},
+    }
+    (tmp_path / "elsewhere").mkdir()
+    how = {"input": json.dumps(asked), "capture_output": True, "text": True, "cwd": tmp_path / "elsewhere"}
+    done = subprocess.run([sys.executable, "-c", PLAIN], env=os.environ | {"OMP_NUM_THREADS": "1"}, **how)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["modules"] == ["asymlib"]  # the mark that forbids it
+    assert found["ndcg"] == pytest.approx(table.loc[("all", "head"), METRIC], abs=1e-4)
+    told = json.loads((model / "README.md").read_text().split("```json\n")[1].split("```")[0])
+    assert (
+        told["pairs"] == {"train": 420, "select": 90, "test": 90, "met": 0} and len(told["sha256"]["pairs.jsonl"]) == 64
+    )
+    assert told["select"]["head"] > told["select"]["frozen"] and told["lengths"]["query"]["count"] == 600
+
+
+def test_nothing_better_is_exit_code_3_and_no_folder(tmp_path, encoder, quick, capsys):
+    pairs = write(tmp_path / "pairs.jsonl", some_pairs(450, 0))  # a query's topics are its document's: nothing to gain
+    arguments = ["fit", str(pairs), "--encoder", encoder.model, "--cache", str(tmp_path / "cache")]
+    assert main([*arguments, "--out", str(tmp_path / "model")]) == 3
+    out = capsys.readouterr().out
+    assert "nothing beats the frozen encoder" in out and "not met" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "pairs.jsonl"]
+
+
+def test_frozen_is_ranked_with_its_own_similarity_against_the_whole_corpus(tmp_path, quick):
+    config = build_encoder(tmp_path / "dot", "dot")
+    pairs, corpus = some_pairs(450, 2), tmp_path / "corpus.jsonl"
+    others = [" ".join([*(f"t{(i + j) % TOPICS}" for j in range(3)), f"other{i}"]) for i in range(100)]
+    twins = [f"a title {document}" for _, document in pairs]  # the pairs' own documents under a title
+    records = [{"_id": str(i), "title": "", "text": text} for i, text in enumerate([*twins, *others, others[0]])]
+    write_lines(corpus, records)
+    path = write(tmp_path / "pairs.jsonl", pairs)
+    _, results = fit(path, config, tmp_path / "model", corpus, cache=tmp_path / "cache")
+    frame = parts_of(pairs)
+    test = frame[frame["part"] == TEST]
+    pool = [*frame["document"], *others]
+    qrels = Qrels(
+        "t", [str(i) for i in range(len(pool))], [str(i) for i in test.index], {str(i): {str(i): 1} for i in test.index}
+    )
+    q, d = (
+        encode(list(x), config, tmp_path / "cache", False, s) for x, s in ((test["query"], "query"), (pool, "document"))
+    )
+    expected = {name: rank(qrels, q, d, name, None).mean() for name in ("dot", "cosine")}
+    found = results.set_index(["answers", "system"]).loc[("all", "frozen"), METRIC]
+    assert found == pytest.approx(expected["dot"], abs=1e-6) and abs(expected["dot"] - expected["cosine"]) > 0.01
+
+
+def test_a_query_of_unknown_words_stops_nothing(tmp_path, encoder, quick):
+    pairs = [*some_pairs(450, 3), *((f"unknown{i}", f"nothing{i} known") for i in range(20))]
+    model, results = fit(write(tmp_path / "pairs.jsonl", pairs), encoder, tmp_path / "model", cache=tmp_path / "cache")
+    assert model and np.isfinite(results[METRIC]).all()
+
+
+def test_too_few_pairs_and_a_full_folder_are_refused_at_once(tmp_path, encoder):
+    pairs = write(tmp_path / "pairs.jsonl", some_pairs(100, 1) * 5)  # repeats are no further pairs
+    with pytest.raises(
+        InputError, match=r"pairs.jsonl: too few distinct pairs, .*'select': 15.*; expected 427 or more"
+    ):
+        fit(pairs, encoder, tmp_path / "model", cache=tmp_path / "cache")
+    with pytest.raises(InputError, match="holds something already"):
+        fit(pairs, encoder, tmp_path, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["fit", "export"])
+def test_the_example_of_the_help_can_be_parsed(name):
+    from importlib import import_module
+
+    example = import_module(f"asymlib.tools.{name}").EXAMPLE
+    options = parser_of(name).parse_args(example.split()[1:])
+    assert options.out == "my-model" and options.seed == 0
