@@ -43,58 +43,33 @@ class Limits:
 
 
 def check(
-    first: pd.Series | None,
-    now: pd.Series,
-    halfway: pd.Series | None = None,
-    lowest_loss: float | None = None,
-    limits: Limits | None = None,
-    frozen_accuracy: float | None = None,
-) -> list[Finding]:
+    first: pd.Series | None, now: pd.Series, halfway: pd.Series | None = None, lowest_loss: float = math.nan,
+    limits: Limits = Limits(), frozen_accuracy: float = math.nan,
+) -> list[Finding]:  # fmt: skip
     """The warnings that a row of statistics raises, given earlier rows of the same run.
 
-    first, now, halfway: named as in statistics(), plus 'epoch'. Names that are missing skip their rule; a row that is not
-    finite raises that alone. first: what the growth of std is measured against, None: growth is not judged yet. halfway: what
-    "lengths grow while the angle stands still" is measured against, the row at half of the training so far, so that the rule
-    has no time scale of its own; default `first`. lowest_loss: of loss.contrastive so far. frozen_accuracy: the encoder's.
+    first, now, halfway: named as in statistics(), plus 'epoch'. A missing name skips its rule; a row that is not finite
+    raises that alone. first: what the growth of std is measured against; None: growth is not judged. halfway: the same for
+    length without angle, at half of the training so far; default `first`. lowest_loss: so far. frozen_accuracy: the encoder's.
     """
-    limits = limits or Limits()
     epoch = float(now.get("epoch", math.nan))
     if lost := [name for name, value in now.items() if name.startswith(FINITE) and not math.isfinite(value)]:
         return [Finding("not-finite", f"{lost[0]} is {now[lost[0]]}", float(now[lost[0]]), "finite numbers", epoch)]
+    first = pd.Series(dtype=float) if first is None else first
+    halfway = first if halfway is None else halfway
     found = []  # rule, message, value, expected
-    cosine = now.get("similarity.positive.cosine")
-    if cosine is not None and not limits.cosine_low <= cosine <= limits.cosine_high + 1e-6:
+    cosine, negative = (now.get(f"similarity.{kind}.cosine", math.nan) for kind in ("positive", "negative"))
+    if cosine < limits.cosine_low or cosine > limits.cosine_high + 1e-6:
         expected = f"within [{limits.cosine_low:g}, {limits.cosine_high:g}]"
         found.append(("positive-cosine", f"positive cosine is {cosine:.2f}", cosine, expected))
-    if (cosine := now.get("similarity.negative.cosine", 0.0)) > limits.negative_cosine:
-        message = f"negative cosine is {cosine:.3f}, all texts lie in one cone"
-        found.append(("negative-cosine", message, cosine, f"at most {limits.negative_cosine:g}"))
-    if first is not None:
-        found += _growth(first, now, first if halfway is None else halfway, limits)
-    accuracy = now.get("accuracy", 1.0)
-    if accuracy < limits.accuracy:
-        message = f"in-batch accuracy is {accuracy:.0%}"
-        found.append(("accuracy", message, accuracy, f"at least {limits.accuracy:.0%}"))
-    if frozen_accuracy is not None and frozen_accuracy - accuracy > limits.accuracy_lost - 1e-6:  # rounded to float32
-        message = f"accuracy {accuracy:.1%} is below the frozen encoder's, {frozen_accuracy:.1%}"
-        expected = f"less than {100 * limits.accuracy_lost:g} points below"
-        found.append(("accuracy-below-frozen", message, accuracy, expected))
-    loss = now.get("loss.contrastive", 0.0)
-    if lowest_loss is not None and loss > lowest_loss * (1 + limits.loss_rise):
-        message = f"contrastive loss {loss:.3f} is above its lowest, {lowest_loss:.3f}"
-        found.append(("loss-rising", message, loss, "a falling loss"))
-    return [Finding(rule, message, float(value), expected, epoch) for rule, message, value, expected in found]
-
-
-def _growth(first: pd.Series, now: pd.Series, halfway: pd.Series, limits: Limits) -> list[tuple[str, str, float, str]]:
-    """The growth rules of check()."""
-    found = []
+    if negative > limits.negative_cosine:
+        message = f"negative cosine is {negative:.3f}, all texts lie in one cone"
+        found.append(("negative-cosine", message, negative, f"at most {limits.negative_cosine:g}"))
     for side in ("query", "document"):
-        name = f"std.{side}"
-        if name in now and name in first and now[name] > limits.std_growth * first[name] > 0:
-            growth = now[name] / first[name]
-            message = f"{side} std grew {growth:.2f} times to {now[name]:.3g}"
-            found.append((f"std-{side}-growing", message, growth, f"at most {limits.std_growth:g} times"))
+        std, start = now.get(f"std.{side}", math.nan), first.get(f"std.{side}", math.nan)
+        if std > limits.std_growth * start > 0:
+            message = f"{side} std grew {std / start:.2f} times to {std:.3g}"
+            found.append((f"std-{side}-growing", message, std / start, f"at most {limits.std_growth:g} times"))
     if attributable(halfway, now):
         growth = math.sqrt(math.prod(now[name] / halfway[name] for name in GROWTH[:2]))
         grown = attribution(halfway, now)
@@ -104,11 +79,21 @@ def _growth(first: pd.Series, now: pd.Series, halfway: pd.Series, limits: Limits
             message = f"lengths grew {growth:.2f} times and {share if grown['total'] > 0 else 'the angle fell'}"
             expected = f"at most {limits.length_growth:g} times, or the angle moving too"
             found.append(("length-without-angle", message, growth, expected))
-    return found
+    accuracy, loss = now.get("accuracy", math.nan), now.get("loss.contrastive", math.nan)
+    if accuracy < limits.accuracy:
+        found.append(("accuracy", f"in-batch accuracy is {accuracy:.0%}", accuracy, f"at least {limits.accuracy:.0%}"))
+    if frozen_accuracy - accuracy > limits.accuracy_lost - 1e-6:  # rounded to float32
+        message = f"accuracy {accuracy:.1%} is below the frozen encoder's, {frozen_accuracy:.1%}"
+        expected = f"less than {100 * limits.accuracy_lost:g} points below"
+        found.append(("accuracy-below-frozen", message, accuracy, expected))
+    if loss > lowest_loss * (1 + limits.loss_rise):
+        message = f"contrastive loss {loss:.3f} is above its lowest, {lowest_loss:.3f}"
+        found.append(("loss-rising", message, loss, "a falling loss"))
+    return [Finding(rule, message, float(value), expected, epoch) for rule, message, value, expected in found]
 
 
 def check_history(history: pd.DataFrame, frozen_accuracy: float | dict[str, float] | None = None) -> pd.DataFrame:
-    """Warnings for every run and epoch of a history's validation rows: system, seed, epoch, rule, message, value, expected.
+    """Warnings for every run and epoch of a history's validation rows: system, seed and a Finding's fields.
 
     Growth is measured from the untrained start, or from the row after it where the start's positive cosine is below the limit,
     as a random one's. frozen_accuracy: magnitude.frozen_accuracy() of these pairs, for all or by system, which rows after the
@@ -117,41 +102,32 @@ def check_history(history: pd.DataFrame, frozen_accuracy: float | dict[str, floa
     rows, validation = [], history[history["split"] == "validation"]
     for (system, seed), part in validation.groupby(["system", "seed"], observed=True):
         run = wide(part, "validation").sort_values("step", ignore_index=True)
-        lowest = run["loss.contrastive"].cummin().shift(1) if "loss.contrastive" in run else [None] * len(run)
+        lowest = run.get("loss.contrastive", pd.Series(math.nan, run.index)).cummin().shift(1)
         frozen = frozen_accuracy.get(system) if isinstance(frozen_accuracy, dict) else frozen_accuracy
-        frozen = run["accuracy"][0] if frozen is None and "accuracy" in run else frozen
+        frozen = run.get("accuracy", [math.nan])[0] if frozen is None else frozen
         start = int((run["epoch"] <= 0).sum())
         warm = 0 if run.get("similarity.positive.cosine", [math.nan])[0] >= Limits.cosine_low else start
         for i, low in enumerate(lowest):
             first, halfway = (run.iloc[warm], run.iloc[(warm + i) // 2]) if i > warm else (None, None)
-            for warning in check(first, run.iloc[i], halfway, low, None, frozen if i >= start else None):
+            for warning in check(first, run.iloc[i], halfway, low, Limits(), frozen if i >= start else math.nan):
                 rows.append({"system": system, "seed": seed, **vars(warning)})
     return pd.DataFrame(rows, columns=["system", "seed", "epoch", "rule", "message", "value", "expected"])
 
 
 def rules_in_training(warnings: pd.DataFrame, seeds: int) -> dict[str, list[str]]:
-    """The rules that most of a system's seeds raised during training and that the same seed's untrained start had not raised.
-
-    warnings: as check_history() returns them. seeds: runs a system. A system without such a rule has no entry.
-    """
+    """system -> the rules that most of its `seeds` runs raised in training and had not at their untrained start."""
     first = warnings.groupby(["system", "seed", "rule"])["epoch"].min()
-    counts = first[first > 0].groupby(["system", "rule"]).size()
-    often = counts[counts > seeds / 2].reset_index()
+    often = first[first > 0].groupby(["system", "rule"]).size().loc[lambda runs: runs > seeds / 2].reset_index()
     return often.groupby("system")["rule"].agg(list).to_dict()
 
 
 class Alarm:
     """The alarm for any training loop: call it with each batch's embeddings, it returns the new warnings.
 
-        alarm = Alarm(temperature=0.05)
-        for q, d in batches:                      # (B, D) embeddings that enter the loss, row i of d the positive of row i of q
-            for warning in alarm(q, d):
-                print(warning.message, "- expected", warning.expected)
-
     Growth is judged after `warm_up` calls: std against their mean, length without angle against half-way since the last.
-    A rule speaks once it has held for `hold` calls in a row, and again only after it has not held for `hold` calls in a row.
-    A batch that is not finite says so every time and counts for no other rule. A finding's `epoch` is the number of the call.
-    It neither ends nor changes what it watches: what it cannot look at, e.g. shapes that do not fit, is a finding, not-watched.
+    A rule speaks once it has held for `hold` calls in a row, and again only after it has not held for as many. A batch that
+    is not finite says so every time and counts for no other rule. A finding's `epoch` is the number of the call. Nothing is
+    raised or changed in what is watched: what cannot be looked at, e.g. shapes that do not fit, is a finding, not-watched.
     """
 
     def __init__(
@@ -172,21 +148,20 @@ class Alarm:
         q: (B, D). d: (M, D), M >= B: row i is the positive of row i of q, rows from B on are negatives of all, as in info_nce.
         Equal rows are one text: positives of one query are positives of all its rows. same: (B, M) bool of further positives.
         """
-        call, self._calls = self._calls, self._calls + 1
+        call, self._calls, first, halfway = float(self._calls), self._calls + 1, None, None
         try:
             if torch.as_tensor(q).shape[:-1].numel() < 2:
                 return []
-            now = pd.Series(self._look(q, d, same) | {"epoch": float(call)})
+            now = pd.Series(self._look(q, d, same) | {"epoch": call})
         except Exception as error:  # whatever it is, the training goes on
             message = f"the alarm cannot look at this: {error!r:.200}"
-            found = [Finding("not-watched", message, math.nan, "q (B, D) and d (B or more, D)", float(call))]
+            found = [Finding("not-watched", message, math.nan, "q (B, D) and d (B or more, D)", call)]
             return self._news(found, {"not-watched"})
-        first = halfway = None
         if len(self._past) >= self.warm_up:
             first = pd.DataFrame(self._past[: self.warm_up], columns=KEPT).mean()
             halfway = pd.Series(self._past[(self.warm_up - 1 + len(self._past)) // 2], index=KEPT)
         found = check(first, now, halfway, limits=self.limits)
-        if "not-finite" in {finding.rule for finding in found}:
+        if [finding.rule for finding in found] == ["not-finite"]:
             return found
         self._past.append(now[KEPT].tolist())
         return self._news(found, {finding.rule for finding in found} | self._held.keys())

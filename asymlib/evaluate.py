@@ -1,8 +1,7 @@
 """Retrieval metrics of every query, from one ranking a run and collection. Conventions that move numbers:
 
 - Equal scores are ordered as trec_eval orders them: the document id that sorts later comes first.
-- A document whose vector is zero comes behind every other, whatever the similarity. Under a zero query the others tie (but
-  under euclidean).
+- A document whose vector is zero comes last. Under a zero query the others tie (but under euclidean).
 - nDCG has linear gain, as in trec_eval and pytrec_eval. Binary metrics call a grade >= `relevant_from` relevant (1 as in BEIR;
   TREC DL's own convention for its binary measures is 2).
 - In a collection with `drop_self` (ArguAna) the document whose id equals the query's id is no result, for every metric.
@@ -30,6 +29,9 @@ def parse_metric(metric: str) -> tuple[str, int]:
     if not (match := re.fullmatch(r"(ndcg|mrr|recall)@([1-9][0-9]*)", metric)):
         raise InputError(f"metric {metric!r}: expected ndcg@k, mrr@k or recall@k, k a whole number from 1")
     return match[1], int(match[2])
+
+
+DEPTH = parse_metric(METRIC)[1]
 
 
 def ndcg(grades: np.ndarray, ideal: np.ndarray, k: int) -> np.ndarray:
@@ -68,8 +70,9 @@ def recall(relevant: np.ndarray, n_relevant: np.ndarray, k: int) -> np.ndarray:
 class Qrels:
     """A collection's relevance judgements as arrays: built once, then they score any number of runs.
 
-    doc_ids: N names of the documents, query_ids: Q of the queries, in the order of their vectors. tie_rank: (N,) rank of each
-    document's id in sorted order. exclude: (Q,) the row of the document with the query's own id if drop_self, else -1.
+    doc_ids: N names of the documents, query_ids: Q of the queries, in the order of their vectors. qrels: query id ->
+    {document id: grade}. relevant_from: the lowest grade that mrr and recall call relevant.
+    tie_rank: (N,) rank of each document's id in sorted order. exclude: (Q,) row of the query's own id if drop_self, else -1.
     ideal: (Q, J) all judged grades, descending. relevant_counts: (N,) how many queries each document answers (grade > 0).
     A judged document that the corpus lacks cannot be found but counts among the relevant ones, as in trec_eval.
     """
@@ -78,7 +81,6 @@ class Qrels:
         self, name: str, doc_ids: Sequence[str], query_ids: Sequence[str], qrels: dict[str, dict[str, int]],
         drop_self: bool = False, relevant_from: int = 1,
     ):  # fmt: skip
-        """qrels: query id -> {document id: grade}. relevant_from: the lowest grade that mrr and recall call relevant."""
         if relevant_from < 1:
             raise InputError(f"relevant_from {relevant_from}: expected at least 1")
         self.name, self.query_ids, self.n_docs, self.relevant_from = name, list(query_ids), len(doc_ids), relevant_from
@@ -86,9 +88,7 @@ class Qrels:
         self.tie_rank = np.argsort(sorted(range(self.n_docs), key=doc_ids.__getitem__))
         self.exclude = np.array([row.get(q, -1) if drop_self else -1 for q in self.query_ids], dtype=np.int64)
         judged = [qrels[q] for q in self.query_ids]
-        known = (
-            (i * self.n_docs + row[d], g) for i, grades in enumerate(judged) for d, g in grades.items() if d in row
-        )
+        known = ((i * self.n_docs + row[d], g) for i, found in enumerate(judged) for d, g in found.items() if d in row)
         key_and_grade = np.array(sorted(known) or [(-1, 0)], dtype=np.int64)
         self._judged, self._grade = key_and_grade.T  # (J,) query * N + row, ascending; (J,) its grade
         self.ideal = np.zeros((len(judged), max(map(len, judged), default=0)), dtype=np.int64)
@@ -155,8 +155,7 @@ class Ranking:
         tied = int((np.diff(self.scores[:, :k]) == 0).any(axis=1).sum())
         order = np.lexsort((self.qrels.tie_rank[self.rows], -self.scores))
         other = replace(self, rows=np.take_along_axis(self.rows, order, axis=1)).mean()
-        depth = parse_metric(METRIC)[1]
-        if self.rows.shape[1] < self.qrels.n_docs and (self.scores[:, depth - 1] == self.scores[:, -1]).any():
+        if self.rows.shape[1] < self.qrels.n_docs and (self.scores[:, DEPTH - 1] == self.scores[:, -1]).any():
             other = np.nan
         return {"tied_queries": tied, "queries": len(self.rows), "mean": self.mean(), "mean_reversed": other}
 
@@ -184,8 +183,7 @@ def rank(
     for side, vectors, expected in (("queries", queries, len(qrels.query_ids)), ("documents", documents, qrels.n_docs)):
         if len(vectors) != expected:
             raise InputError(f"{qrels.name}: {len(vectors)} {side} given, expected {expected}, one for each id")
-    k = min(k, qrels.n_docs)
-    scores, rows = top_k(queries, documents, k, similarity, qrels.tie_rank, qrels.exclude)
+    scores, rows = top_k(queries, documents, min(k, qrels.n_docs), similarity, qrels.tie_rank, qrels.exclude)
     return Ranking(qrels, rows, scores, np.linalg.norm(documents.astype(np.float64), axis=1))
 
 
@@ -204,15 +202,3 @@ def hubness(rows: np.ndarray, n_docs: int) -> dict[str, float]:
         "anti_hubs": float((occurrence == 0).mean()),
         "robin_hood": float(0.5 * np.abs(away).sum() / occurrence.sum()),
     }
-
-
-def hubness_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a system: each of hubness's measures averaged over collections, then mean and, as <measure>_sd, sd over seeds.
-
-    table: columns system, seed and those of hubness, one row a collection; of one track.
-    """
-    measures = ["k_skewness", "anti_hubs", "robin_hood"]
-    by_seed = table.groupby(["system", "seed"], sort=False)[measures].mean()
-    found = by_seed.groupby("system", sort=False).agg(["mean", "std"])
-    found.columns = [name if part == "mean" else f"{name}_sd" for name, part in found.columns]
-    return found.reset_index()

@@ -47,11 +47,9 @@ def top_k(
         if not hasattr(buffers, "scores"):
             buffers.scores = torch.empty((min(doc_chunk, len(documents)) + BLOCK) * len(parts[0].q), device=device)
         d = _vectors(documents[start : start + doc_chunk], "documents", start, similarity, device)
-        zero = (~d.any(1)).nonzero()[:, 0]
+        zero, ranks = (~d.any(1)).nonzero()[:, 0], torch.from_numpy(rank[start : start + len(d)]).to(device)
         for best in parts:
-            best.add(
-                d, zero, start, torch.from_numpy(rank[start : start + len(d)]).to(device), similarity, buffers.scores
-            )
+            best.add(d, zero, start, ranks, similarity, buffers.scores)
         if is_file:
             documents._mmap.madvise(mmap.MADV_DONTNEED)  # read pages would stay in this process's memory
 

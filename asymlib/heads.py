@@ -30,7 +30,7 @@ def _start_head(head: str, start: str, dim: int, generator: torch.Generator) -> 
 
     head: 'none' {} | 'linear' z = W x + b | 'residual' z = x + W2 gelu(W1 x + b1) + b2 |
         'deep' three linear layers with two ReLU layers between (the case's deeper variant).
-    start: 'random' draws weights and biases from U(-1/sqrt(dim), 1/sqrt(dim)), torch.nn.Linear's default: an input of length
+    start: 'random' draws weights and biases from U(-1/sqrt(dim), 1/sqrt(dim)), torch.nn.Linear's: an input of length
         1 leaves a linear head with length about sqrt(2/3) = 0.82, made of sqrt(1/3) = 0.58 from the weight and, across
         it, another 0.58 from a bias that all texts share. 'identity' makes z = x at step 0 (W = I, or W2 = 0), so
         training starts at the baseline.

@@ -57,7 +57,7 @@ def info_nce(scores: Tensor, temperature: Tensor | float, same: Tensor | None = 
 
         L = -1/B sum_i log( exp(s_ii / tau) / sum_j exp(s_ij / tau) )
 
-    scores: (..., B, M) with M >= B, as given: lengths are part of the score. Columns from B on are negatives of every row,
+    scores: (..., B, M) with M >= B, as given: lengths are part of the score. Columns from B on are negatives of all,
         e.g. mined ones as in DPR (Karpukhin et al. 2020, arXiv:2004.04906).
     temperature: tau > 0, in units of the score; scalar or (...,).
     same: (..., B, M) bool, True where document j is a positive of query i as well; such a j != i is not a negative.
@@ -119,7 +119,7 @@ def variance_hinge(z: Tensor) -> Tensor:
 def uniformity(z: Tensor) -> Tensor:
     """Log of the mean Gaussian potential between different rows: log mean_{i<j} exp(-2 |z_i - z_j|^2).
 
-    z: (..., B, D), rows of length 1 expected (normalise first). Returns (...,), in nats, at most 0; lower is more uniform.
+    z: (..., B, D), rows of length 1 expected (normalise first). Returns (...,), nats, at most 0; lower is more uniform.
     Wang & Isola 2020 (arXiv:2005.10242).
     """
     batch = z.shape[-2]
@@ -141,7 +141,7 @@ def alignment(q: Tensor, d: Tensor) -> Tensor:
 def prediction(predicted: Tensor, d: Tensor) -> Tensor:
     """One minus the cosine between the predictor's output and the (held fixed) document: mean_i 1 - cos(p(q_i), d_i).
 
-    predicted, d: (..., B, D). Returns (...,), in [0, 2]. The gradient reaches the query side and the predictor only, as in
+    predicted, d: (..., B, D). Returns (...,), in [0, 2]. The gradient reaches query side and predictor alone, as in
     SimSiam (Chen & He 2021, Eq. 1, arXiv:2011.10566). Scale-free. Our reading of the case's "prediction" term.
     """
     return 1 - (normalize(predicted) * normalize(d.detach())).sum(-1).mean(-1)
@@ -150,7 +150,7 @@ def prediction(predicted: Tensor, d: Tensor) -> Tensor:
 def recovery(z: Tensor, x: Tensor) -> Tensor:
     """How far a head has moved its input: mean_i |z_i - x_i|^2 / mean_i |x_i|^2.
 
-    z, x: (..., B, D), a head's output and input. Returns (...,), 0 when the head is the identity. After the recovery term
+    z, x: (..., B, D), a head's output and input. Returns (...,), 0 if the head is the identity. After the recovery term
     of Search-Adaptor (arXiv:2310.08750), with squares in place of absolute values. Not scale-free: it forbids growth.
     """
     return (z - x).square().sum(-1).mean(-1) / x.square().sum(-1).mean(-1).clamp_min(TINY)

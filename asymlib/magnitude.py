@@ -15,12 +15,11 @@ from asymlib.train import Snapshot
 HISTORY_COLUMNS = ("system", "seed", "step", "epoch", "split", "name", "value")
 GROWTH = ("length.query.mean", "length.document.mean", "similarity.positive.dot")  # what attribution() needs
 
-# The training log of the case's failed run, as its team printed it; d = 768, tau = 0.05.
+# The training log of the case's failed run, as its team printed it.
 CASE_LOG = pd.DataFrame(
     [(1, 32.25, 0.067, 0.059), (2, 88.00, 0.109, 0.096), (3, 163.60, 0.146, 0.129)],
     columns=["epoch", "similarity.positive.dot", "std.query", "std.document"],
 )
-CASE_DIMENSION, CASE_TEMPERATURE = 768, 0.05
 
 
 def iso_score(variances: Tensor) -> Tensor:
@@ -29,8 +28,7 @@ def iso_score(variances: Tensor) -> Tensor:
         v^ = v sqrt(n) / |v|,  delta = |v^ - 1| / sqrt(2 (n - sqrt n)),
         score = ((n - delta^2 (n - sqrt n))^2 - n) / (n (n - 1))
 
-    variances: (..., n), at least 0 and not all 0. Returns (...,), in [0, 1].
-    Rudman et al. 2022 (arXiv:2108.07344), as in bcbi-edu/p_eickhoff_isoscore.
+    variances: (..., n), at least 0 and not all 0. Returns (...,), in [0, 1]. Rudman et al. 2022 (arXiv:2108.07344).
     """
     n = variances.shape[-1]
     scaled = variances * math.sqrt(n) / torch.linalg.vector_norm(variances, dim=-1, keepdim=True)
@@ -52,7 +50,7 @@ def radial_share(gradient: Tensor, z: Tensor) -> Tensor:
 
         sum_i (g_i . z_i/|z_i|)^2 / sum_i |g_i|^2
 
-    gradient, z: (..., B, D). Returns (...,), in [0, 1]; 0 for any loss that sees only the cosine; nan for a zero gradient.
+    gradient, z: (..., B, D). Returns (...,), in [0, 1]; 0 for any loss that sees only the cosine; nan without gradient.
     """
     along = (gradient * losses.normalize(z)).sum(-1)
     return along.square().sum(-1) / gradient.square().sum((-2, -1))
@@ -69,12 +67,11 @@ def _side(name: str, z: Tensor, spectrum: bool) -> dict[str, Tensor]:
         f"length.{name}.p95": high,
     }
     if spectrum:
-        # A run that has overflowed counts as all 0 and gets nan: eigvalsh would raise for it, and stop its neighbours too.
+        # A run that has overflowed counts as all 0 and gets nan: eigvalsh would raise, and stop its neighbours too.
         z = z.double().where(torch.isfinite(z).all(-1).all(-1)[:, None, None], 0.0)
         covariance = torch.stack([torch.cov(run.T) for run in z])
         rows[f"isoscore.{name}"] = iso_score(torch.linalg.eigvalsh(covariance).clamp_min(0))
-        # singular values of the uncentred matrix, from its Gram matrix: (R, D)
-        rows[f"rankme.{name}"] = rank_me(torch.linalg.eigvalsh(z.mT @ z).clamp_min(0).sqrt())
+        rows[f"rankme.{name}"] = rank_me(torch.linalg.eigvalsh(z.mT @ z).clamp_min(0).sqrt())  # singular values of z
     return rows
 
 
@@ -83,12 +80,11 @@ def statistics(
 ) -> dict[str, Tensor]:
     """Every statistic of K blocks of B pairs a run, as {name: (R,)}.
 
-    q: (R, K, B, D). d: (R, K, M, D), M >= B: rows from B on are further negatives, of which similarity.negative and accuracy
-    speak alone. scores: (R, K, B, M), before the temperature. same: (R, K, B, M) bool. temperature: (R,).
-    spectrum: also IsoScore, RankMe, alignment and uniformity (on normalised rows), which cost an eigendecomposition.
-    Names: similarity.positive.logit, similarity.negative.logit (score / tau), similarity.positive.cosine, ...; accuracy is the
-    share of queries whose own document scores highest in its block; temperature.effective is the mean of
-    tau / (|q||d|) over positives: the temperature that a cosine with these lengths in the numerator would have.
+    q: (R, K, B, D). d: (R, K, M, D), M >= B: rows from B on are negatives, for similarity.negative and accuracy.
+    scores: (R, K, B, M), before the temperature. same: (R, K, B, M) bool. temperature: (R,).
+    spectrum: also IsoScore, RankMe, alignment and uniformity (on normalised rows), by an eigendecomposition.
+    A logit is score / tau; accuracy is the share of queries whose own document scores highest in its block;
+    temperature.effective is the mean of tau / (|q||d|) over positives: that of a cosine with the lengths multiplied in.
     """
     batch, dim = q.shape[-2:]
     negative = ~(torch.eye(batch, d.shape[-2], dtype=torch.bool, device=q.device) | same)
@@ -114,49 +110,43 @@ def statistics(
 
 
 def frozen_accuracy(pairs: PairVectors, batch_size: int) -> float:
-    """The frozen encoder's accuracy on pairs, by cosine, as a Recorder measures a run's: what training must not fall below."""
+    """The frozen encoder's accuracy on pairs, by cosine, as a Recorder measures it: training must not fall below it."""
     rows = torch.arange(len(pairs.queries) // batch_size * batch_size).view(1, -1, batch_size)
     q, d, same = pairs.queries[rows], pairs.documents[rows], pairs.positive(rows, rows)
-    found = statistics(q, d, losses.score_matrix(q, d, "cosine"), same, torch.ones(1, device=q.device))
-    return float(found["accuracy"])
+    return float(statistics(q, d, losses.score_matrix(q, d, "cosine"), same, q.new_ones(1))["accuracy"])
 
 
 class Recorder:
     """An observer for train.train that keeps every statistic of every snapshot.
 
-    Gradient rows: gradient.parameters (norm before clipping) and, a side, gradient.<side>.norm, .radial and .tangential:
-    norms with respect to the embeddings, radial^2 + tangential^2 = norm^2, and .radial_share = radial^2 / norm^2.
+    Gradient rows: gradient.parameters (norm before clipping) and, of a side's embeddings, gradient.<side>.norm, .radial
+    and .tangential, radial^2 + tangential^2 = norm^2, and .radial_share = radial^2 / norm^2.
     """
 
     def __init__(self) -> None:
-        self._parts: list[pd.DataFrame] = []
+        self._rows: list[tuple] = []
 
     def __call__(self, shown: Snapshot) -> None:
         rows = {f"loss.{name}": value for name, value in shown.losses.items()}
         spectrum = shown.split != "train"
         rows |= statistics(shown.query, shown.document, shown.scores, shown.same, shown.temperature, spectrum)
-        for side, z in (("query", shown.query), ("document", shown.document)):
-            if side in shown.gradients:
-                gradient = shown.gradients[side]
-                norm = gradient.square().sum((-3, -2, -1)).sqrt()
-                share = radial_share(gradient.flatten(1, 2), z.flatten(1, 2))
-                rows[f"gradient.{side}.norm"] = norm
-                rows[f"gradient.{side}.radial"] = norm * share.sqrt()
-                rows[f"gradient.{side}.tangential"] = norm * (1 - share).clamp_min(0).sqrt()
-                rows[f"gradient.{side}.radial_share"] = share
-        if "parameters" in shown.gradients:
-            rows["gradient.parameters"] = shown.gradients["parameters"]
-        values = torch.stack([value.double() for value in rows.values()], 1).cpu().numpy()  # (R, names)
-        shared = {"step": shown.step, "epoch": shown.epoch, "split": shown.split, "name": list(rows)}
+        if gradients := dict(shown.gradients):
+            rows["gradient.parameters"] = gradients.pop("parameters")
+        for name, gradient in gradients.items():
+            norm = rows[f"gradient.{name}.norm"] = gradient.square().sum((-3, -2, -1)).sqrt()
+            share = radial_share(gradient.flatten(1, 2), getattr(shown, name).flatten(1, 2))
+            rows[f"gradient.{name}.radial_share"] = share
+            rows[f"gradient.{name}.radial"] = norm * share.sqrt()
+            rows[f"gradient.{name}.tangential"] = norm * (1 - share).clamp_min(0).sqrt()
+        values = torch.stack([value.double() for value in rows.values()], 1).tolist()  # (R, names)
         for (recipe, seed), active, row in zip(shown.runs, shown.active.tolist(), values, strict=True):
             if active:
-                self._parts.append(pd.DataFrame({"system": recipe.name, "seed": seed, **shared, "value": row}))
+                about = (recipe.name, seed, shown.step, shown.epoch, shown.split)
+                self._rows += [(*about, name, value) for name, value in zip(rows, row, strict=True)]
 
     def frame(self) -> pd.DataFrame:
         """The history, long: system, seed, step, epoch, split, name, value; a stopped run's later rows are left out."""
-        if not self._parts:
-            return pd.DataFrame(columns=list(HISTORY_COLUMNS))
-        frame = pd.concat(self._parts, ignore_index=True)
+        frame = pd.DataFrame(self._rows, columns=list(HISTORY_COLUMNS))
         return frame.sort_values(["system", "seed", "split", "step", "name"], kind="stable", ignore_index=True)
 
 
@@ -179,9 +169,9 @@ def attribution(start: pd.Series, end: pd.Series) -> dict[str, float]:
 
         log(S1/S0) = log(Q1/Q0) + log(D1/D0) + log(C1/C0),   C = S tau / (Q D)
 
-    S: mean of q.d/tau over positives; Q, D: mean lengths; C: the length-weighted mean cosine, which makes the sum exact.
-    start, end: rows with similarity.positive.dot, length.query.mean, length.document.mean (tau cancels). Returns natural logs
-    'query', 'document', 'angle', 'total', and 'length_share' = (query + document) / total. Needs attributable rows.
+    S: mean of q.d/tau over positives; Q, D: mean lengths; C: the length-weighted mean cosine makes the sum exact.
+    start, end: attributable rows (tau cancels). Returns natural logs 'query', 'document', 'angle', 'total', and
+    'length_share' = (query + document) / total.
     """
     if not attributable(start, end):
         found = ", ".join(f"{name} is {start.get(name)} then {end.get(name)}" for name in GROWTH)
@@ -192,10 +182,9 @@ def attribution(start: pd.Series, end: pd.Series) -> dict[str, float]:
 
 
 def attribute_history(history: pd.DataFrame, since: float = 1.0) -> pd.DataFrame:
-    """attribution() from each run's first validation row at or after epoch `since` to its last: one row a (system, seed).
+    """attribution() from each run's first validation row at or after epoch `since` to its last, by (system, seed).
 
-    since: 1, as in the case's log, whose first line is epoch 1: a random head starts with positive cosines near 0, and its
-    first epoch is mostly angle. 0 counts from the untrained start. nan where a logit is not above 0, or a run did not get that far.
+    since: 1, as the case's log: a random head's first epoch is mostly angle. nan where a run cannot be attributed.
     """
     rows = []
     for (system, seed), run in wide(history, "validation").groupby(["system", "seed"], sort=False):
@@ -208,32 +197,29 @@ def attribute_history(history: pd.DataFrame, since: float = 1.0) -> pd.DataFrame
 def case_arithmetic() -> pd.DataFrame:
     """The case's published training log under attribution(): its lengths follow from its standard deviations.
 
-        |q| = std_q sqrt(d),  implied cosine = S tau / (|q||d|) = S 0.05 / (768 std_q std_d)
+        |q| = std_q sqrt(768),  implied cosine = S tau / (|q||d|) = S 0.05 / (768 std_q std_d)
 
-    One row an epoch: lengths, implied cosine, and the logs of growth since epoch 1. Assumes mean embeddings near zero.
+    One row an epoch, with the logs of growth since epoch 1. Assumes mean embeddings near zero.
     """
-    sides = {f"length.{side}.mean": CASE_LOG[f"std.{side}"] * CASE_DIMENSION**0.5 for side in ("query", "document")}
+    sides = {f"length.{side}.mean": CASE_LOG[f"std.{side}"] * 768**0.5 for side in ("query", "document")}
     log = CASE_LOG.assign(**sides)
     query, document, logit = (log[name] for name in GROWTH)
     table = log[["epoch"]].assign(positive_logit=logit, query_length=query, document_length=document)
-    table["implied_cosine"] = logit * CASE_TEMPERATURE / (query * document)
+    table["implied_cosine"] = logit * 0.05 / (query * document)
     return table.join(pd.DataFrame([attribution(log.iloc[0], row) for _, row in log.iterrows()]))
 
 
 def rates_by_length(length: np.ndarray, found: np.ndarray, relevant: np.ndarray, groups: int = 10) -> pd.DataFrame:
     """How often documents of each length are retrieved, against how often they are relevant.
 
-    length: (N,) of the documents, after the head. found: (Q, k) rows of the results, -1 for none. relevant: (N,) how many
-    queries each document answers. groups: equally large groups by length; ties in length fall by row. Returns one row a
-    group, 1 the shortest: length_decile, length (mean), retrieved_rate and relevant_rate (share of the group in all
-    results and in all relevance judgements, times the number of groups, so 1 is the average document).
+    length: (N,) of documents, after the head. found: (Q, k) result rows, -1 for none. relevant: (N,) queries answered.
+    groups: equally large, by length. Returns a row a group, the shortest first; a rate of 1 is the average document's.
     """
-    group = np.empty(len(length), dtype=np.int64)
-    group[np.argsort(length, kind="stable")] = np.arange(len(length)) * groups // len(length)
+    group = np.argsort(np.argsort(length, kind="stable")) * groups // len(length)
     times = np.bincount(found[found >= 0], minlength=len(length))
     rows = []
     for g in range(groups):
         part = group == g
-        retrieved, answers = times[part].sum() / times.sum(), relevant[part].sum() / relevant.sum()
-        rows.append((g + 1, length[part].mean(), retrieved / part.mean(), answers / part.mean()))
+        rates = (count[part].sum() / count.sum() / part.mean() for count in (times, relevant))
+        rows.append((g + 1, length[part].mean(), *rates))
     return pd.DataFrame(rows, columns=["length_decile", "length", "retrieved_rate", "relevant_rate"])

@@ -36,9 +36,8 @@ class PairVectors:
         """Check and wrap arrays; NaN, zero rows and shapes that disagree are refused, naming the side and row."""
         for side, array in (("queries", queries), ("documents", documents)):
             if array.ndim != 2 or array.shape != queries.shape or len(array) != len(passage):
-                raise InputError(
-                    f"pairs: {side} has shape {array.shape}, expected two equal (N, D) shapes and N = {len(passage)} passages"
-                )
+                expected = f"two equal (N, D) shapes and N = {len(passage)} passages"
+                raise InputError(f"pairs: {side} has shape {array.shape}, expected {expected}")
             bad = np.flatnonzero(~np.isfinite(array).all(1) | ~array.any(1))
             if len(bad):
                 raise InputError(f"pairs: {side} row {bad[0]} is NaN, infinite or zero ({len(bad)} such rows)")
@@ -73,9 +72,9 @@ class PairVectors:
         return PairVectors(*(None if value is None else value.to(device) for value in vars(self).values()))
 
     def positive(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Which documents are known positives, and so no negatives: (..., B) and (..., M) pair numbers -> (..., B, M) bool.
+        """Which documents are known positives, so no negatives: (..., B) and (..., M) pair numbers -> (..., B, M) bool.
 
-        The document of pair j is a positive of the query of pair i if they have the same passage, or if any pair at all,
+        The document of pair j is a positive of the query of pair i if they have the same passage, or if any pair,
         in the batch or not, joins a query of the same text to it (so also if i and j have the same query text).
         """
         same = self.passage[rows].unsqueeze(-1) == self.passage[columns].unsqueeze(-2)
@@ -97,12 +96,12 @@ def _joined(query: Tensor, passage: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mine(training: PairVectors, count: int, margin: float = MARGIN, chunk: int = 512) -> Tensor:
-    """The hardest documents that are probably no positives: for each pair, `count` others by frozen cosine with its query.
+    """The hardest documents that are probably no positives: for each pair, `count` others by cosine with its query.
 
         keep d with cos(q_i, d) <= c_i + (margin - 1) |c_i|,  c_i = cos(q_i, d_i)
 
-    Known positives of the query are left out (PairVectors.positive); above margin x the positive's own cosine lie probable
-    positives that nobody has marked, and they are left out too (margin inf: they are not). Every distinct passage is a
+    Known positives of the query are left out (PairVectors.positive); above margin x the positive's own cosine lie
+    probable positives that nobody has marked, and left out too, unless margin is inf. Every distinct passage is a
     candidate once. Exact, `chunk` queries at a time.
     Returns (N, count) int64 pair numbers whose documents are meant, hardest first, -1 where there are no more.
     Moreira et al. 2024, positive-aware mining with TopK-PercPos (arXiv:2407.15831).

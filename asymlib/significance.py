@@ -142,8 +142,7 @@ def against_baseline(
         baseline, delta_percent: the baseline's mean on the same queries; 100 (mean / baseline - 1)
         p_value: paired_randomization_test of the seeds' average per query against the baseline, Holm-corrected within its
             family: all rows of one track and metric, data sets and their average alike; NaN for the baseline itself
-        seeds: how many there are
-        p_raw: the p-value before Holm's correction
+        seeds, p_raw: how many there are; the p-value before Holm's correction
         difference_low, difference_high: bootstrap_interval of mean - baseline, paired by query, in the metric's units
     A baseline that is not among a track's systems is taken from another track: it is the same frozen encoder everywhere.
     InputError if the systems of a track do not have exactly the same queries, or a score is double or not finite.
@@ -169,6 +168,8 @@ def _of_track(table: pd.DataFrame, track: str, baseline: str, n_flips: int, draw
     values = {line: part.to_numpy() for line, part in table.groupby(level=["system", "metric"], sort=False)}  # (S, Q)
     compared = {metric: part.mean(0) for (system, metric), part in values.items() if system == baseline}  # (Q,)
     difference = {(*line, "difference"): part - compared[line[1]] for line, part in values.items()}
+    means = {line: _means(part, label) for line, part in values.items()}
+    reference = {metric: _means(scores[None], label)[:, 0] for metric, scores in compared.items()}
     p_values = {line: np.full(len(names), np.nan) for line in values}
     if rivals := [line for line in values if line[0] != baseline]:
         x = np.stack([values[line].mean(0) - compared[line[1]] for line in rivals])
@@ -178,14 +179,13 @@ def _of_track(table: pd.DataFrame, track: str, baseline: str, n_flips: int, draw
         inside = np.full(len(strata), True) if name == "average" else strata == name
         both = {line: part[:, inside] for line, part in (values | difference).items()}
         intervals = _intervals(both, strata[inside], *draws)
-        for (system, metric), part in values.items():
-            of_seed = _means(part[:, inside], label[inside])
-            mean, reference = of_seed.mean(), _means(compared[metric][None, inside], label[inside])[0]
-            row = {"track": track, "system": system, "dataset": name, "metric": metric, "mean": mean}
+        for system, metric in values:
+            of_seed, baseline_mean = means[system, metric][i], reference[metric][i]
+            row = {"track": track, "system": system, "dataset": name, "metric": metric, "mean": of_seed.mean()}
             row["sd"] = of_seed.std(ddof=1) if len(of_seed) > 1 else np.nan
             row["ci_low"], row["ci_high"] = intervals[system, metric]
-            row["baseline"] = reference
-            row["delta_percent"] = 100 * (mean / reference - 1) if reference else np.nan
+            row["baseline"] = baseline_mean
+            row["delta_percent"] = 100 * (row["mean"] / baseline_mean - 1) if baseline_mean else np.nan
             row["p_value"], row["seeds"], row["p_raw"] = np.nan, len(of_seed), p_values[system, metric][i]
             row["difference_low"], row["difference_high"] = intervals[system, metric, "difference"]
             rows.append(row)
@@ -193,8 +193,9 @@ def _of_track(table: pd.DataFrame, track: str, baseline: str, n_flips: int, draw
 
 
 def _means(values: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """values: (S, Q). Returns (S,) means over strata of the means over each stratum's queries."""
-    return np.mean([values[:, label == stratum].mean(1) for stratum in np.unique(label)], axis=0)
+    """values: (S, Q); label: (Q,) strata 0..K-1. Returns (K + 1, S): each stratum's means over its queries, then their mean."""
+    means = [values[:, label == stratum].mean(1) for stratum in range(label.max() + 1)]
+    return np.stack([*means, np.mean(means, axis=0)])
 
 
 def _intervals(values: dict, strata: np.ndarray, n: int, seed: int) -> dict:
@@ -221,10 +222,8 @@ def _aligned(per_query: pd.DataFrame, track: str, baseline: str) -> pd.DataFrame
     table = table.reindex([(system, metric, seed) for system, seed in runs for metric in part["metric"].unique()])
     if len(gaps := np.argwhere(table.isna().to_numpy())):
         (system, metric, seed), (dataset, query) = table.index[gaps[0][0]], table.columns[gaps[0][1]]
-        raise InputError(
-            f"{track}: {system} seed {seed} has no {metric} for query {query} of {dataset}, which another system or seed has;"
-            " only systems with the same queries can be compared"
-        )
+        what = f"{track}: {system} seed {seed} has no {metric} for query {query} of {dataset}, which another system or seed has"
+        raise InputError(f"{what}: they were not judged on the same queries")
     return table
 
 
@@ -236,15 +235,12 @@ def contrast(per_query: pd.DataFrame, a: str, b: str, track: str = "zero-shot", 
     contrasts), difference_low, difference_high (bootstrap_interval over seeds and queries; seeds are paired too where both
     have the same number, or one of them has one, else those of b are averaged).
     """
-    part = per_query[(per_query["track"] == track) & (per_query["metric"] == metric)]
+    part = per_query[per_query["system"].isin([a, b]) & (per_query["metric"] == metric) & (per_query["track"] == track)]
     if missing := {a, b} - set(part["system"]):
         raise InputError(f"contrast: no rows of {', '.join(sorted(missing))} in track {track} with metric {metric}")
-    part = part[part["system"].isin([a, b])]
-    scores = part.groupby(["dataset", "query_id", "system"])["value"].mean().unstack()
-    runs = part.pivot(index=["system", "seed"], columns=["dataset", "query_id"], values="value").sort_index(axis=1)
-    if runs.isna().any(axis=None):
-        raise InputError(f"contrast: {a} and {b} were not judged on the same queries")
-    strata = scores.index.get_level_values("dataset").to_numpy()
+    runs = _aligned(part, track, b).droplevel("metric").sort_index(axis=1)
+    strata = runs.columns.get_level_values("dataset").to_numpy()
+    scores = runs.groupby(level="system").mean().T  # (Q, 2)
     p_value = paired_randomization_test(scores[a].to_numpy(), scores[b].to_numpy(), strata=strata)
     means = scores.groupby(level="dataset").mean().mean()
     runs_a, runs_b = (runs.loc[system].to_numpy() for system in (a, b))  # (S, Q)
@@ -268,14 +264,14 @@ def variance_split(table: pd.DataFrame, factors: Sequence[str], value: str) -> p
         raise InputError(f"variance_split: expected the same number of runs in every cell of {' x '.join(factors)}")
     y = table[value].astype(float) * (1 if table[value].notna().all() else math.nan)
     effects: dict[tuple[str, ...], pd.Series] = {(): pd.Series(y.mean(), index=table.index)}
-    total = float(((y - y.mean()) ** 2).sum())
+    total = float(((y - y.mean()) ** 2).sum()) or math.nan
     rows = []
     for count in range(1, len(factors) + 1):
         for chosen in itertools.combinations(factors, count):
             below = sum(effect for terms, effect in effects.items() if set(terms) < set(chosen))
             effect = effects[chosen] = y.groupby([table[factor] for factor in chosen]).transform("mean") - below
-            share = float((effect**2).sum()) / total if total else math.nan
-            rows.append({"term": " x ".join(chosen), "share": share, "range": effect.max() - effect.min()})
+            term, share = " x ".join(chosen), float((effect**2).sum()) / total
+            rows.append({"term": term, "share": share, "range": effect.max() - effect.min()})
     rest = y - sum(effects.values())
-    rows.append({"term": "seeds", "share": float((rest**2).sum()) / total if total else math.nan, "range": math.nan})
+    rows.append({"term": "seeds", "share": float((rest**2).sum()) / total, "range": math.nan})
     return pd.DataFrame(rows)

@@ -7,7 +7,7 @@ divergence) acts on its own row. R = 1 is just a single run.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ class Snapshot:
     same: Tensor  # (R, K, B, B) bool, document j is a positive of query i, see PairVectors.positive
     temperature: Tensor  # (R,)
     losses: dict[str, Tensor]  # name -> (R,)
-    gradients: dict[str, Tensor] = field(default_factory=dict)  # 'query', 'document' (R, K, B, D), 'parameters' (R,)
+    gradients: dict[str, Tensor]  # of a train batch: 'query', 'document' (R, K, B, D), 'parameters' (R,)
 
 
 LARGEST = 1e12  # of a parameter or loss; far below what scores in float32 can hold, far above what training needs
@@ -95,9 +95,10 @@ def train(
     elif most and (negatives.shape[0] != len(training.queries) or negatives.shape[1] < most):
         shape, rows = tuple(negatives.shape), len(training.queries)
         raise InputError(f"train: negatives have shape {shape}, expected {rows} rows of at least {most}")
-    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for index, (recipe, _) in enumerate(runs):
-        groups[_structure(recipe)].append(index)
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)  # runs with the same key can be stacked
+    for index, (r, _) in enumerate(runs):
+        key = r.head, r.sides, r.similarity, r.isotropy, r.batch_size, r.epochs, r.hard_negatives
+        groups[*key, r.prediction_weight > 0, r.recovery_weight > 0].append(index)
     results: dict[int, TrainedRun] = {}
     torch.set_flush_denormal(True)  # dying ReLU and Adam moments reach denormals, which cost a CPU 100 times the time
     try:
@@ -122,17 +123,8 @@ def _check(runs: Runs, training: PairVectors, validation: PairVectors, log_every
         for split, pairs in (("training", training), ("validation", validation)):
             if (n := len(pairs.queries)) < recipe.batch_size:
                 raise InputError(f"train: {n} {split} pairs, expected at least batch_size = {recipe.batch_size}")
-    dims = [pairs.queries.shape[1] for pairs in (training, validation)]
-    if dims[0] != dims[1]:
-        raise InputError(f"train: validation vectors have {dims[1]} dimensions, training {dims[0]}")
-
-
-def _structure(recipe: Recipe) -> tuple[Any, ...]:
-    """Runs with the same key can be stacked."""
-    return (
-        recipe.head, recipe.sides, recipe.similarity, recipe.isotropy, recipe.batch_size, recipe.epochs,
-        recipe.hard_negatives, recipe.prediction_weight > 0, recipe.recovery_weight > 0,
-    )  # fmt: skip
+    if (found := validation.queries.shape[1]) != (dim := training.queries.shape[1]):
+        raise InputError(f"train: validation vectors have {found} dimensions, training {dim}")
 
 
 class _Stack:
@@ -302,10 +294,9 @@ def average_runs(runs: Sequence[TrainedRun], seed: int) -> TrainedRun:
     """One run whose parameters are the mean of several runs' of one recipe: best with best, last with last.
 
     Only for linear heads that start at the identity: their seeds differ in the order of the batches alone, so they end in
-    one basin. Random weights (a random start, or a residual head's hidden layer) of different seeds have nothing in common,
-    and their mean is no head at all: InputError, as for runs that diverged.
-    seed: the seed that the result is to carry. best_epoch is the members' rounded mean, validation_loss their mean over the
-    epochs that all of them ran; neither is measured on the averaged parameters.
+    one basin. Random weights (of a start or a hidden layer) have no mean: InputError, as for runs that diverged.
+    seed: of the result. best_epoch is the members' rounded mean, validation_loss their mean over the epochs that all of them
+    ran; neither is measured on the averaged parameters.
     Wortsman et al. 2022, uniform soup (arXiv:2203.05482).
     """
     if len({run.recipe for run in runs}) != 1:

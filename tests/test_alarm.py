@@ -53,9 +53,9 @@ HEALTHY = row(10, 1, 1, epoch=1.0, **{
 })  # fmt: skip
 
 
-def rules(lowest_loss: float | None = None, halfway: pd.Series | None = None, limits=None, **now: float) -> set[str]:
+def rules(lowest_loss: float = math.nan, halfway: pd.Series | None = None, limits=None, **now: float) -> set[str]:
     changed = pd.Series({**HEALTHY, **{name.replace("__", "."): value for name, value in now.items()}})
-    return {finding.rule for finding in check(HEALTHY, changed, halfway, lowest_loss, limits)}
+    return {finding.rule for finding in check(HEALTHY, changed, halfway, lowest_loss, limits or Limits())}
 
 
 def test_a_healthy_run_raises_nothing():
@@ -100,7 +100,7 @@ def test_each_rule_is_raised_beyond_its_limit_and_not_within(now, expected):
 def test_a_loss_above_its_lowest_is_raised():
     assert rules(lowest_loss=0.29) == {"loss-rising"}  # 0.3 > 0.29 x 1.02
     assert rules(lowest_loss=0.295) == set()  # 0.3 < 0.295 x 1.02
-    assert rules(lowest_loss=None) == set()
+    assert rules() == set()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytrec_eval
 import scipy.stats
 
 from asymlib.errors import InputError
-from asymlib.evaluate import Qrels, Ranking, hubness, hubness_over_seeds, mrr, ndcg, parse_metric, rank, recall
+from asymlib.evaluate import Qrels, Ranking, hubness, mrr, ndcg, parse_metric, rank, recall
 from asymlib.exact_search import top_k
 from asymlib.losses import SIMILARITIES
 
@@ -236,11 +236,3 @@ def test_hubness_by_hand():
     skewness = scipy.stats.skew(np.bincount(rows.ravel(), minlength=100))
     assert hubness(rows, 100)["k_skewness"] == pytest.approx(skewness, abs=1e-12)
     assert hubness(np.arange(10).reshape(5, 2), 10) == {"k_skewness": 0, "anti_hubs": 0, "robin_hood": 0}
-
-
-def test_hubness_is_averaged_over_collections_before_seeds():
-    rows = [("a", 0, 1.0), ("a", 0, 3.0), ("a", 1, 4.0), ("a", 1, 6.0), ("b", 0, 7.0)]
-    table = pd.DataFrame(rows, columns=["system", "seed", "k_skewness"]).assign(anti_hubs=0.5, robin_hood=0.25)
-    found = hubness_over_seeds(table).set_index("system")
-    assert found["k_skewness"].to_dict() == {"a": 3.5, "b": 7.0} and found.loc["a", "anti_hubs"] == 0.5
-    assert found.loc["a", "k_skewness_sd"] == pytest.approx(4.5**0.5) and np.isnan(found.loc["b", "k_skewness_sd"])

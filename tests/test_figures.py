@@ -10,7 +10,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from asymlib import evaluate, losses, magnitude
+from asymlib import losses, magnitude
 from asymlib.errors import InputError
 from asymlib.files import project_path
 from asymlib.recipes import RECIPES
@@ -58,7 +58,7 @@ TABLES = {
     "ablation": partial(real, "ablations.csv"),
     "oracle": lambda: real("oracle.csv").assign(held_out=lambda table: table["kind"].str.contains("rest")),
     "length_relevance": partial(real, "length_relevance.csv"),
-    "hubness": lambda: evaluate.hubness_over_seeds(real("hubness.csv").query("track == 'zero-shot'")),
+    "hubness": lambda: real("hubness.csv").query("track == 'zero-shot'"),
 }
 
 
@@ -280,6 +280,10 @@ def test_lengths_and_hubs_have_the_tables_values(drawn):
     (axis,) = figure.axes
     assert row_labels(axis) == list(shown["system"]) and shown["anti_hubs"].is_monotonic_decreasing
     assert [bar.get_width() for bar in axis.patches] == list(shown["anti_hubs"])
+    rows = [("a", 0, 0.1), ("a", 0, 0.3), ("a", 1, 0.4), ("a", 1, 0.6), ("b", 0, 0.7)]  # collections first, then seeds
+    _, shown = result_figures.hubness(pd.DataFrame(rows, columns=["system", "seed", "anti_hubs"]))
+    assert shown["anti_hubs"].tolist() == pytest.approx([0.7, 0.35])
+    assert shown["anti_hubs_sd"].tolist() == pytest.approx([np.nan, 0.045**0.5], nan_ok=True)
 
 
 @pytest.mark.parametrize("name", [name for name, table in TABLES.items() if "system" in table()])

@@ -32,8 +32,8 @@ def test_pairs_number_equal_passages_equally(tmp_path):
         ("[" * 99_999, r"p\.jsonl:2: not valid JSON"),
         ({"query": "x"}, r"p\.jsonl:2: expected fields 'query' and 'document'"),
         ({"document": "y"}, r"p\.jsonl:2: field 'query' must be a string, found nothing"),
-        ({"query": "x", "document": " "}, r"p\.jsonl:2: the document is empty"),
-        ({"query": "", "positive": "y"}, r"p\.jsonl:2: the query is empty"),
+        ({"query": "x", "document": " "}, r"p\.jsonl:2: field 'document' is empty"),
+        ({"query": "", "positive": "y"}, r"p\.jsonl:2: field 'query' is empty"),
     ],
 )
 def test_bad_pairs_are_refused_with_file_and_line(tmp_path, line, message):
@@ -100,7 +100,7 @@ def test_too_little_to_pool_is_named(data):
     for limits, message in [
         ((40, 100), "too few distinct passages for 100 validation pairs"),
         ((40, 1), "sources: expected at least one, and limit_validation"),
-        ((1000, 10), r"limit_train: squad, nq give \d+ training pairs, not 1000"),
+        ((1000, 10), r"limit_train: squad, nq give \d+ pairs, not 1000"),
     ]:
         with pytest.raises(InputError, match=message):
             pooled(*data, *limits)
@@ -117,19 +117,21 @@ def mine(tmp_path):
 def test_validation_is_taken_out_by_whole_passages(tmp_path, mine):
     pairs, tests = mine
     write_lines(tmp_path / "pairs.jsonl", pairs)
-    split = own(tmp_path / "pairs.jsonl", None, tests, 500)
+    split = own({"train": tmp_path / "pairs.jsonl"}, tests, 500)
     assert (len(split.validation), len(split.train)) == (100, 900)  # a tenth of 1,000
     assert len({doc for _, doc in split.validation}) == 50  # both questions of each passage
     assert len({doc for _, doc in split.train[:450]}) == 450  # one question of each passage first
     assert sorted(query for query, _ in split.train + split.validation) == sorted(f"question {i}" for i in range(1000))
     assert split.counts["removed"] == {"overlap_with_tests": {"train": 2}, "overlap_with_validation": {"train": 0}}
-    assert own(tmp_path / "pairs.jsonl", None, tests, 65).validation == split.validation[:64]  # the next does not fit
+    assert (
+        own({"train": tmp_path / "pairs.jsonl"}, tests, 65).validation == split.validation[:64]
+    )  # the next does not fit
 
 
 def test_validation_passages_share_no_text_with_each_other_or_training(tmp_path, mine):
     near = [{"query": f"near {i}", "document": f"Title {prose(i)}"} for i in range(500)]  # ends as passage i does
     write_lines(tmp_path / "near.jsonl", [*mine[0], *near])
-    split = own(tmp_path / "near.jsonl", None, mine[1], 100)
+    split = own({"train": tmp_path / "near.jsonl"}, mine[1], 100)
     chosen = {doc: keys_of([doc]) for _, doc in split.validation}
     assert len(set().union(*chosen.values())) == sum(map(len, chosen.values()))
     assert keys_of(chosen).isdisjoint(keys_of(doc for _, doc in split.train))
@@ -141,7 +143,7 @@ def test_training_pairs_that_share_text_with_given_validation_go(tmp_path, mine)
     pairs = [{"query": f"validation question {i}", "document": prose(i)} for i in range(70)]
     pairs += [{"query": "Question 100", "document": prose(950)}, {"query": "what is baked", "document": prose(951)}]
     write_lines(tmp_path / "validation.jsonl", pairs)
-    split = own(tmp_path / "train.jsonl", tmp_path / "validation.jsonl", mine[1], 1)
+    split = own({"train": tmp_path / "train.jsonl", "validation": tmp_path / "validation.jsonl"}, mine[1], 1)
     assert sorted(dict(split.validation)) == sorted(pair["query"] for pair in pairs[:71])
     assert sorted(dict(split.train)) == sorted(f"question {i}" for i in range(70, 200) if i != 100)
     removed = split.counts["removed"]  # by validation: the passages, question 100, near and other
@@ -154,16 +156,17 @@ def test_the_message_names_what_took_the_pairs_and_the_way_out(tmp_path, mine):
     write_lines(tmp_path / "train.jsonl", rows)
     write_lines(tmp_path / "validation.jsonl", [{**row, "query": f"other {i}"} for i, row in enumerate(rows)])
     message = (
-        r"validation\.jsonl: 0 training and 200 validation pairs left, expected 64 of each "
-        r"\(of 200 pairs 0 share text with the tests, 200 with \S+validation\.jsonl; "
+        r"train\.jsonl: 0 training and 200 validation pairs left, expected 64 of each "
+        r"\(train: of 200 pairs 0 share text with the tests; validation: of 200 pairs 0 share text with the tests; "
+        r"200 training pairs share text with \S+validation\.jsonl\)$"
     )
     with pytest.raises(InputError, match=message):
-        own(tmp_path / "train.jsonl", tmp_path / "validation.jsonl", mine[1], 500)
+        own({"train": tmp_path / "train.jsonl", "validation": tmp_path / "validation.jsonl"}, mine[1], 500)
     tested = write_beir(tmp_path / "tested", [{"_id": f"d{i}", "text": row["document"]} for i, row in enumerate(rows)],
                         [{"_id": "q", "text": "what"}], ["q\td1\t1"])  # fmt: skip
     way_out = r"of 200 pairs 200 share text with the tests: to train on a tested .* take source: target"
     with pytest.raises(InputError, match=rf"train\.jsonl: 0 training and 0 validation pairs left.*{way_out}"):
-        own(tmp_path / "train.jsonl", None, [tested], 500)
+        own({"train": tmp_path / "train.jsonl"}, [tested], 500)
     with pytest.raises(InputError, match=f"too few distinct passages for 70 validation pairs .{way_out}"):
         pooled({"mine": tmp_path / "train.jsonl"}, [tested], 64, 70)
 
@@ -173,7 +176,7 @@ def test_a_question_of_symbols_is_neither_trained_on_nor_alone_a_group(tmp_path,
         tmp_path / "symbols" / "food", queries=[*QUERIES, {"_id": "q4", "text": "???"}], qrels=["q4\ta\t1"]
     )
     write_lines(tmp_path / "p.jsonl", [*mine[0][:700], {"query": "? ??", "document": prose(901)}])
-    split = own(tmp_path / "p.jsonl", None, [food], 70)
+    split = own({"train": tmp_path / "p.jsonl"}, [food], 70)
     assert split.counts["removed"]["overlap_with_tests"] == {"train": 1}
     assert not [query for query, _ in split.train + split.validation if not query[0].isalpha()]
 
@@ -187,7 +190,7 @@ def test_unfindable_judgements_of_tests_and_training_pass_where_asked(tmp_path, 
     write_lines(tmp_path / "p.jsonl", [{"query": f"w{i}", "document": prose(9000 + i)} for i in range(700)])
     makers = {
         "pooled": lambda **how: pooled({"mine": tmp_path / "p.jsonl"}, [folder], 600, 64, **how),
-        "own": lambda **how: own(tmp_path / "p.jsonl", None, [folder], 70, **how),
+        "own": lambda **how: own({"train": tmp_path / "p.jsonl"}, [folder], 70, **how),
         "of_the_tested": lambda **how: of_the_tested(folder, True, 10_000, 500, **how),
     }
     with pytest.raises(InputError, match=r"\(strict=False keeps it"):

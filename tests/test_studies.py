@@ -189,14 +189,13 @@ def test_an_empty_document_is_encoded_and_one_that_cannot_be_is_named(home, tmp_
 
 def test_a_study_that_cannot_be_written_whole_is_absent(home):
     whole = studies.prepare("s", "folder", **OWN)
-    folder = studies.prepared("s")
-    (folder / "train.jsonl").unlink()
-    (folder / "train.jsonl").mkdir()  # so that no file can take its name
+    (whole.folder / "train.jsonl").unlink()
+    (whole.folder / "train.jsonl").mkdir()  # so that no file can take its name
     with pytest.raises(OSError):
         studies.prepare("s", "folder", **OWN)
     with pytest.raises(InputError, match=r"s/study\.json: no such file; run 01_data_prep for this study again"):
         studies.load("s")
-    (folder / "train.jsonl").rmdir()
+    (whole.folder / "train.jsonl").rmdir()
     assert studies.prepare("s", "folder", **OWN) == whole
 
 
@@ -206,7 +205,7 @@ def test_a_study_can_move_with_its_data(home, tmp_path, monkeypatch):
     assert str(tmp_path) not in (study.folder / "study.json").read_text()
     home.rename(tmp_path / "moved")
     monkeypatch.setenv("ASYMLIB_HOME", str(tmp_path / "moved"))
-    with pytest.raises(InputError, match=r"food/qrels/test\.tsv: no such file, but it is named in"):
+    with pytest.raises(InputError, match=r"food/qrels/test\.tsv: no such file or directory, but it is named in"):
         studies.load("s", vectors=False)
     monkeypatch.setenv("ASYMLIB_DATA", str(tmp_path / "moved"))
     assert studies.load("s", vectors=False).content_sha256 == study.content_sha256
@@ -246,17 +245,23 @@ def test_wrong_requests_are_named_before_anything_is_read(home, monkeypatch):
     refused("source: 'real-full' is unknown, expected one of docstrings, real, folder, target", "real-full")
     refused("limit_train: expected at least 1, found 0", limit_train=0)
     refused("no test collection: expected at least one folder", tests=[])
-    refused("food and .*food have the same name", tests=["beir/food", "elsewhere/food"])
+    refused(
+        "food: another collection, or a part of every study, has this name; rename it",
+        tests=["beir/food", "elsewhere/food"],
+    )
     refused(r"tests: 'my food', expected letters, digits", tests=["beir/my food"])
     for name in RESERVED:
-        refused(f"a collection cannot be called {name}; rename the folder", tests=[f"beir/{name}"])
+        refused(f"tests: {name}: another collection, or a part of every study, has this name", tests=[f"beir/{name}"])
     refused(r"tests: expected names, found 2026; quote it", tests=[2026])
     refused("drop_self: 'fod' is no test collection of this study; it has food", drop_self=["fod"])
-    refused("beir/nowhere: no such folder; .*; it is needed to test on", tests=["beir/nowhere"])
-    refused("corpus.jsonl: a file, expected a folder", tests=["beir/food/corpus.jsonl"])
-    for train in ("", "absent.jsonl", "beir/food/qrels/test.tsv"):
-        refused(r"train: expected a \.jsonl file of pairs or a folder in BEIR's layout that exists", train=train)
-    refused(r"validation: expected a \.jsonl file of pairs that exists, found 'beir/food'", validation="beir/food")
+    refused("beir/nowhere/corpus.jsonl: no such file or directory; expected", tests=["beir/nowhere"])
+    refused(r"food/corpus\.jsonl/corpus\.jsonl: not a directory", tests=["beir/food/corpus.jsonl"])
+    refused(r"train: expected a \.jsonl file of pairs or a folder in BEIR's layout", train="")
+    (home / "folder.jsonl").mkdir()
+    for path, why in (("absent.jsonl", "no such"), ("beir/food/qrels/test.tsv", "not a"), ("folder.jsonl", "is a")):
+        for part in ("train", "validation"):
+            refused(rf"{path}\S*: {why}.*; expected a \.jsonl file of pairs", **{part: path})
+    refused(r"beir/food/qrels/train\.tsv: no such file", validation="beir/food")
     refused("ASYMLIB_DATA: not set", "real", sources=["pairs.jsonl"])
     with pytest.raises(InputError, match=r"study: '\.\./s'"):
         studies.prepare("../s", "folder", **OWN)
@@ -266,7 +271,7 @@ def test_wrong_requests_are_named_before_anything_is_read(home, monkeypatch):
     refused("sources: one of pairs.jsonl, ./pairs.jsonl stands twice", "real", sources=["pairs.jsonl", "./pairs.jsonl"])
     refused(r"sources: expected a path below .*home, found '\.\./p\.jsonl'", "real", sources=["../p.jsonl"])
     refused(r"tests: expected a path below .*beir, found '/food'", "real", sources=["pairs.jsonl"], tests=["/food"])
-    refused(r"train\.tsv: no such file; it is needed for training pairs", "target", target="food", labels=True)
+    refused(r"train\.tsv: no such file or directory; expected", "target", target="food", labels=True)
     assert not studies.prepared("s").exists()
 
 
@@ -277,10 +282,10 @@ def test_input_files_are_those_outside_the_study(home, monkeypatch):
     real = {"sources": ["pairs.jsonl"], "tests": ["food"]}
     assert studies.input_files("real", real) == [*food, str(home / "pairs.jsonl")]
     assert studies.input_files("target", {"target": "food"}) == food
-    with pytest.raises(InputError, match=r"train\.tsv: no such file; it is needed for training pairs"):
+    with pytest.raises(InputError, match=r"train\.tsv: no such file or directory; expected"):
         studies.input_files("target", {"target": "food", "labels": True})
     (home / "beir/food/qrels/test.tsv").rename(home / "beir/food/qrels/train.tsv")
-    with pytest.raises(InputError, match=r"test\.tsv: no such file; it is needed to test on"):
+    with pytest.raises(InputError, match=r"test\.tsv: no such file or directory; expected"):
         studies.input_files("real", real)
     (home / "beir/food/qrels/test.tsv").write_bytes((home / "beir/food/qrels/train.tsv").read_bytes())
     train = str(home / "beir/food/qrels/train.tsv")

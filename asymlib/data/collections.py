@@ -31,7 +31,7 @@ _GRADE = re.compile(r"([+-]?\d{1,9})(\.0*)?")
 class Collection:
     """A retrieval test collection.
 
-    doc_ids, documents: N ids and texts in corpus order. query_ids, queries: M ids and texts in the order of the file.
+    doc_ids, documents: N in corpus order. query_ids, queries: M in the order of the file.
     qrels: query id -> {document id: grade >= 0}, for exactly the M queries; each has a grade above 0.
     drop_self: a document whose id equals the query's id is not a result (ArguAna's queries are documents).
     query_vectors (M, D), document_vectors (N, D): float32, None where only the text was asked for.
@@ -65,19 +65,18 @@ class Collection:
     def notice_self_matches(self) -> None:
         """Log that documents which are queries count as results, where that is so."""
         if self.self_matches and not self.drop_self:
-            logging.getLogger(__name__).warning(
-                f"{self.name}: {self.self_matches} queries are documents of the corpus, with the same id and text, and "
-                f"count as their own results; drop_self=True (of a study: drop_self=['{self.name}']) leaves them out"
-            )
+            found = f"{self.name}: {self.self_matches} queries are documents of the corpus, with the same id and text"
+            cure = f"drop_self=True (of a study: drop_self=['{self.name}']) leaves them out"
+            logging.getLogger(__name__).warning(f"{found}, and count as their own results; {cure}")
 
     def name_of(self, side: str, row: int) -> str:
         """What an error calls the text of a row. side: "query" or "document"."""
         return f"{self.name}, {side} {(self.query_ids if side == 'query' else self.doc_ids)[row]}"
 
 
-def is_arguana(folder: Path) -> bool:
-    """Whether a folder's name says that its queries are documents and that five judged documents are missing."""
-    return folder.name.casefold() == "arguana"
+def is_arguana(name: str) -> bool:
+    """Whether a collection is the one whose queries are documents, with five judgements of missing documents."""
+    return name.casefold() == "arguana"
 
 
 def load_beir(
@@ -86,27 +85,18 @@ def load_beir(
     """Read a folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv; its name is the collection's.
 
     strict: judgements of unknown queries or documents, and queries judged only with grades <= 0, are errors. With
-        False the first are skipped, the second kept, the third not evaluated. None means True but for a folder named
-        arguana. Repeated ids, empty queries and contradicting judgements are always errors.
-    drop_self: as of Collection. None means False but for a folder named arguana, and a notice where a query is a
-        document. Where ids merely coincide (numbers on both sides) nothing should be dropped.
+        False the first are skipped, the second kept, the third not evaluated. None: True but for arguana.
+    drop_self: as of Collection; wrong where ids merely coincide. None: False but for arguana, with a notice.
     """
     folder = Path(folder)
     documents = _read_texts(folder / "corpus.jsonl", is_corpus=True)
     queries = _read_texts(folder / "queries.jsonl", is_corpus=False)
-    strict = not is_arguana(folder) if strict is None else strict
+    strict = not is_arguana(folder.name) if strict is None else strict
     qrels, tolerated = _read_qrels(folder / "qrels" / f"{split}.tsv", queries, documents, strict)
-    used = [query for query in queries if query in qrels]
-    collection = Collection(
-        name=folder.name,
-        doc_ids=list(documents),
-        documents=list(documents.values()),
-        query_ids=used,
-        queries=[queries[query] for query in used],
-        qrels={query: qrels[query] for query in used},
-        drop_self=is_arguana(folder) if drop_self is None else drop_self,
-        tolerated=tolerated,
-    )
+    used = {query: text for query, text in queries.items() if query in qrels}
+    texts = (list(documents), list(documents.values()), list(used), list(used.values()))
+    drops = is_arguana(folder.name) if drop_self is None else drop_self
+    collection = Collection(folder.name, *texts, qrels, drops, tolerated=tolerated)
     if drop_self is None:
         collection.notice_self_matches()
     return collection
@@ -139,10 +129,8 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def text_field(record: dict, name: str, where: str, default: str | None = None, filled: bool = False) -> str:
-    """The stripped whole_text in a field. InputError: no such field (without a default), no text; empty where `filled`."""
-    value = record.get(name)
-    if value is None and default is not None:
-        return default
+    """The stripped whole_text in a field. InputError: missing without a default, no text, or empty where `filled`."""
+    value = default if record.get(name) is None else record[name]
     if not isinstance(value, str):
         found = "nothing" if value is None else type(value).__name__
         raise InputError(f"{where}: field '{name}' must be a string, found {found}")
@@ -202,19 +190,18 @@ def _read_qrels(path: Path, queries: dict, documents: dict, strict: bool) -> tup
             unknown += 1
             continue
         if doc not in documents and strict:
-            why = "strict=False keeps it as a judgement that nothing can find, as pytrec_eval does"
-            raise InputError(f"{where}: document {doc!r} is not in corpus.jsonl ({why})")
+            raise InputError(f"{where}: document {doc!r} is not in corpus.jsonl (strict=False keeps it, as unfindable)")
         if judged.setdefault(query, {}).setdefault(doc, grade) != grade:
             raise InputError(f"{where}: query {query!r} and document {doc!r} were judged before with another grade")
-    qrels = {query: grades for query, grades in judged.items() if max(grades.values()) > 0}
-    if not qrels:
+    used = {query: grades for query, grades in judged.items() if max(grades.values()) > 0}
+    if not used:
         raise InputError(f"{path}: holds no query with a relevant document")
-    if (left_out := [query for query in judged if query not in qrels]) and strict:
-        why = f"only grades <= 0 ({len(left_out)} such queries; strict=False leaves them out of the evaluation)"
-        raise InputError(f"{path}: query {left_out[0]!r} has no relevant document, {why}")
+    if (left_out := [query for query in judged if query not in used]) and strict:
+        why = f"{len(left_out)} queries have only grades <= 0; strict=False does not evaluate them"
+        raise InputError(f"{path}: query {left_out[0]!r} has no relevant document ({why})")
+    qrels = {query: {doc: max(grade, 0) for doc, grade in grades.items()} for query, grades in used.items()}
     missing = sum(doc not in documents for grades in qrels.values() for doc in grades)
-    grades_from_0 = {query: {doc: max(grade, 0) for doc, grade in grades.items()} for query, grades in qrels.items()}
-    return grades_from_0, {"missing_documents": missing, "unknown_queries": unknown, "queries_left_out": len(left_out)}
+    return qrels, {"missing_documents": missing, "unknown_queries": unknown, "queries_left_out": len(left_out)}
 
 
 def _judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:

@@ -18,11 +18,8 @@ from asymlib.errors import InputError
 
 # By role, as distribution names. Whole packages are held out, so a test collection shares no code base with training.
 PACKAGES = {
-    # five widely read packages, each with enough docstrings to be a collection of its own
     "test": ["numpy", "pandas", "scikit-learn", "matplotlib", "networkx"],
-    # the same kind of text as the test packages, so the best epoch is chosen for what is tested
-    "validation": ["scipy"],
-    # the large ones first; the small ones add other vocabularies (fonts, hubs, notebooks, plots)
+    "validation": ["scipy"],  # the same kind of text as the test packages
     "train": ["torch", "transformers", "sympy", "huggingface_hub", "datasets", "sentence-transformers", "seaborn",
               "fonttools", "jedi"],
 }  # fmt: skip
@@ -37,17 +34,14 @@ def docstring_pairs(
 ) -> Split:
     """Pairs and test collections from the docstrings of installed packages.
 
-    packages: distribution names by role, as PACKAGES. limit_train, limit_validation: pairs in all, at most.
-    limit_per_collection: pairs, thus documents, of each test package.
+    packages: as PACKAGES. limits: pairs at most, in all or, limit_per_collection, of each test package.
     A docstring's first paragraph (after a bare signature) is the query, the rest the document. Sources are parsed,
     never imported; test and vendored folders and generated copies are left out. Query: 3 to 40 words, at least 3 of
     them starting with a letter. Document: at least 20 words, once doctests, underlines, markup and the sentences that
     repeat the query are taken out. Then, with test packages before validation before training:
-    - of equal or near-equal documents (leakage.near_duplicates) the first stays;
-    - a query that two different documents of a pool answer goes with all its documents: it is ambiguous;
-    - a training query that validation or test asks too, or a validation query that test asks, goes.
-    Of what is left, the pairs with the smallest content hashes are taken, so neither the order of files nor a seed
-    matters: the same package versions give the same files everywhere.
+    - of near-equal documents (leakage.near_duplicates) the first stays, of queries that an earlier role asks, that;
+    - a query that two different documents of a pool answer goes with all its documents: it is ambiguous.
+    Of what is left, the pairs with the smallest content hashes are taken: the same versions give the same everywhere.
     """
     role_of = {package: role for role in ROLES for package in packages[role]}
     read = {package: _package_rows(package) for package in tqdm(role_of, desc="read docstrings", unit="package")}
@@ -77,19 +71,17 @@ def versions(packages: dict[str, list[str]]) -> dict[str, str]:
 
 def _package_rows(distribution: str) -> Rows:
     """The distinct pairs of an installed distribution in content-hash order; nothing is imported."""
-    installed = metadata.distribution(distribution)
-    pairs = set()
+    installed, pairs = metadata.distribution(distribution), set()
+    files = [file for file in installed.files or [] if file.suffix == ".py" and SKIPPED_FOLDERS.isdisjoint(file.parts)]
     gc.disable()  # syntax trees are millions of short-lived objects without cycles: half of the time goes otherwise
     try:
-        for file in installed.files or []:
-            if file.suffix != ".py" or not SKIPPED_FOLDERS.isdisjoint(file.parts):
-                continue
+        for file in files:
             try:
                 source = Path(installed.locate_file(file)).read_text(encoding="utf-8-sig")
             except UnicodeDecodeError:
                 continue
-            except FileNotFoundError as error:
-                raise InputError(f"package {distribution} lacks its file {file}; install it again") from error
+            except OSError as error:
+                raise InputError(f"package {distribution}: {file}: {error.strerror}; install it again") from error
             if ('"""' in source or "'''" in source) and GENERATED not in source[:2000]:
                 pairs.update(pair for doc in _docstrings(source) if (pair := pair_from_docstring(doc)))
     finally:
@@ -99,8 +91,7 @@ def _package_rows(distribution: str) -> Rows:
 
 def _docstrings(source: str) -> Iterator[str]:
     """Cleaned docstrings of the module, classes and functions of a source."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's invalid escapes
+    with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes
         try:
             nodes: list[ast.AST] = [ast.parse(source)]
         except (SyntaxError, ValueError, RecursionError, MemoryError):  # templates, files for another Python, too deep
@@ -142,10 +133,7 @@ def pair_from_docstring(doc: str) -> tuple[str, str] | None:
 
 
 def _prose(text: str) -> str:
-    """One line of plain text: doctests with their output, underlines, table borders and role markup taken out.
-
-    Doctests go because they are code and printed numbers, not language that a query could ask for.
-    """
+    """One line of plain text: doctests with their output, underlines, table borders and role markup taken out."""
     kept, in_doctest = [], False
     for line in whole_text(text).splitlines():
         in_doctest = line.lstrip().startswith(">>>") or (in_doctest and bool(line.strip()))
@@ -155,25 +143,17 @@ def _prose(text: str) -> str:
 
 
 def _clean(read: dict[str, Rows], role_of: dict[str, str]) -> tuple[dict[str, Rows], dict[str, int]]:
-    """Drop duplicates within and between the packages, earlier packages first; return what is left and what went.
-
-    read is ordered test, validation, training, so whatever occurs twice stays where it is tested.
-    """
+    """What is left of each package, and the numbers of what went; of duplicates the first in read's order stays."""
     rows = [(package, ROLES.index(role_of[package]), *pair) for package, pairs in read.items() for pair in pairs]
     table = pd.DataFrame(rows, columns=["package", "role", "query", "document"])
     near = near_duplicates(list(table["document"]))
     table = table[~near].assign(words=lambda left: left["query"].map(same_words))
-    # A test collection is its own pool of queries; all training packages share one.
-    table["pool"] = table["package"].where(table["role"] == 0, table["role"])
+    table["pool"] = table["package"].where(table["role"] == 0, table["role"])  # training packages share one pool
     ambiguous = table.duplicated(["pool", "words"], keep=False)
     earlier = table["role"] > table.groupby("words")["role"].transform("min")
     pairs: dict[str, Rows] = {package: [] for package in read}
     for package, _, query, document, *_ in table[~ambiguous & ~earlier].itertuples(index=False):
         pairs[package].append((query, document))
-    removed = {
-        "pairs_read": len(rows),
-        "near_duplicate_documents": int(near.sum()),
-        "ambiguous_queries": int(ambiguous.sum()),
-        "queries_of_an_earlier_split": int((earlier & ~ambiguous).sum()),
-    }
-    return pairs, removed
+    kinds = ("pairs_read", "near_duplicate_documents", "ambiguous_queries", "queries_of_an_earlier_split")
+    numbers = (len(rows), near.sum(), ambiguous.sum(), (earlier & ~ambiguous).sum())
+    return pairs, dict(zip(kinds, map(int, numbers), strict=True))

@@ -15,8 +15,7 @@ Rows = list[tuple[str, str]]  # (query, document)
 def overlap_keys(text: str) -> set[str]:
     """The first and the last 120 letters and digits, casefolded: two texts that share a key are taken as the same.
 
-    Both ends, because one copy of a passage may carry a title before it or be cut short after it. Of a text without a
-    letter or digit ("???") all that is no blank counts.
+    Both, because a copy of a passage may follow a title or be cut short. Of a text of symbols alone ("???") all counts.
     """
     plain = re.sub(r"[\W_]+", "", text.casefold()) or "".join(text.split())
     return {f"first {plain[:120]}", f"last {plain[-120:]}"} if plain else set()
@@ -34,10 +33,7 @@ def tested_keys(folders: Iterable[Path], strict: bool | None = None) -> set[str]
 
 
 def overlap(training: Iterable[str], collection: Collection) -> dict[str, int | float]:
-    """How much of a test collection occurs in the training texts, as queries or as documents.
-
-    Returns the numbers of queries and documents, how many of each occur in training, and these as shares in [0, 1].
-    """
+    """How many queries and documents a test collection has, and how many, and which share, occur in training texts."""
     seen = keys_of(training)
     report: dict[str, int | float] = {}
     for kind, texts in (("queries", collection.queries), ("documents", collection.documents)):
@@ -47,7 +43,7 @@ def overlap(training: Iterable[str], collection: Collection) -> dict[str, int | 
 
 
 def without_overlap(seen: set[str], rows: Rows, keys: Callable[[str], set[str]] = overlap_keys) -> Rows:
-    """The pairs of which neither the query nor the document has a key in `seen`. keys: overlap_keys, or a cache of it."""
+    """The pairs neither text of which has a key in `seen`. keys: overlap_keys, or a cache of it."""
     return [(query, doc) for query, doc in rows if seen.isdisjoint(keys(query)) and seen.isdisjoint(keys(doc))]
 
 
@@ -59,15 +55,12 @@ def same_words(text: str) -> str:
 def near_duplicates(documents: list[str]) -> np.ndarray:
     """bool (N,): True where an earlier document that is itself kept has a Jaccard index >= NEAR_DUPLICATE.
 
-    The sets are hashed three-word shingles of the casefolded words: |A and B| comes from a sparse product of the
-    0/1 matrix with itself, |A or B| = |A| + |B| - |A and B|.
+    |A and B| comes from a sparse product of the 0/1 matrix of hashed shingles with itself, |A or B| = |A| + |B| - that.
     """
     from sklearn.feature_extraction.text import HashingVectorizer  # seconds to import, and only this function needs it
 
-    vectorizer = HashingVectorizer(
-        n_features=2**24, ngram_range=(3, 3), binary=True, norm=None, alternate_sign=False, token_pattern=r"\w+",
-        dtype=np.float32,
-    )  # fmt: skip
+    counted = {"binary": True, "norm": None, "alternate_sign": False, "dtype": np.float32}
+    vectorizer = HashingVectorizer(n_features=2**24, ngram_range=(3, 3), token_pattern=r"\w+", **counted)
     shingles = vectorizer.transform(documents).tocsr()
     sizes = np.diff(shingles.indptr)
     dropped = np.zeros(len(documents), dtype=bool)

@@ -1,15 +1,16 @@
 """(query, document) pairs: how they are read, and how training and validation pairs are made of public or own data.
 
-A pair-maker gives a Split: training and validation pairs without text that they must not share with each other or with the
-test collections, and the counts of what went. Two texts are the same if they share an overlap key (leakage.overlap_keys).
+A pair-maker gives a Split: pairs without text that they must not share with each other or with the test collections.
+Two texts are the same if they share an overlap key (leakage.overlap_keys).
 """
 
 import hashlib
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Training or validation pairs: documents[i] is the positive of queries[i].
-
-    query_vectors, document_vectors: (N, D) float32, None where only the text was asked for.
-    """
+    """Training or validation pairs: documents[i] is the positive of queries[i]; vectors as of Collection."""
 
     name: str
     queries: list[str]
@@ -63,8 +61,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Split:
-    """What a pair-maker gives. counts: of pairs that went, and more. collections: test collections made of pairs, by
-    name. made_of: what serves as query and document, where that depends on the data."""
+    """What a pair-maker gives. collections: made of pairs, by name. made_of: what serves as query and document."""
 
     train: Rows
     validation: Rows
@@ -111,18 +108,15 @@ def pooled(
 ) -> Split:
     """Pairs of several published sources, to be tested on other collections.
 
-    sources: BEIR folders with train judgements or JSONL files, by name. Each gives the same number of pairs as long as
-        it has them, the larger ones the rest, in the order of training_rows: a smaller study is a part of a larger one.
-    limit_train: number of pairs, exactly.
-    limit_validation: pairs of as many passages, the same number from each source, equal for every limit_train. No
-        passage or query of theirs is in training.
-    A pair whose query or passage occurs in a test collection is left out of both and counted.
+    sources: what training_rows reads, by name. Each gives the same number of pairs as long as it has them, the larger
+        ones the rest, in the order of training_rows: a smaller study is a part of a larger one.
+    limit_train: number of pairs, exactly. limit_validation: pairs of as many passages, equally many from each source.
+    Pairs that share text with a test collection, and training pairs that do with validation, are left out and counted.
     """
     if not 1 <= len(sources) <= limit_validation:
         raise InputError("sources: expected at least one, and limit_validation a pair for each of them or more")
     read = {source: training_rows(path, strict) for source, path in sources.items()}
-    keys = cache(overlap_keys)  # every text is looked at several times
-    tested = tested_keys(tests, strict)
+    keys, tested = cache(overlap_keys), tested_keys(tests, strict)  # every text is looked at several times
     clean = {source: without_overlap(tested, rows, keys) for source, rows in read.items()}
     validation: Rows = []
     held: set[str] = set()
@@ -147,30 +141,23 @@ def pooled(
     return Split([pair for source in sources for pair in taken[source]], validation, counts)
 
 
-def own(
-    train: Path, validation: Path | None, tests: list[Path], limit_validation: int, strict: bool | None = None
-) -> Split:
+def own(given: dict[str, Path], tests: list[Path], limit_validation: int, strict: bool | None = None) -> Split:
     """Pairs of one's own data, to be tested on one's own collections.
 
-    train: what training_rows reads, in its order.
-    validation: the same; all its pairs are used. None: taken out of the training pairs by whole passages, as many as
-        fit into limit_validation pairs and a tenth of the training pairs; a passage that shares text with one taken
-        before is passed over.
-    A pair that shares text with a test collection is left out of both and counted, and so is a training pair that
-    shares text with validation. So training pairs must not come from a tested corpus.
+    given: what training_rows reads, as "train" and maybe "validation". Without the latter, whole passages are taken out
+        of the training pairs that share no text, as many as fit into limit_validation pairs and a tenth of all.
+    What shares text goes as in `pooled`. So training pairs must not come from a tested corpus.
     """
     tested = tested_keys(tests, strict)
-    read = {"train": training_rows(train, strict)} | (
-        {"validation": training_rows(validation, strict)} if validation else {}
-    )
+    read = {part: training_rows(path, strict) for part, path in given.items()}
     clean = {part: without_overlap(tested, rows) for part, rows in read.items()}
-    limit = min(limit_validation, len(clean["train"]) // 10)
-    held = clean["validation"] if validation else _whole_groups(clean["train"], lambda pair: pair[1], limit, apart=True)
-    left = without_overlap(keys_of(text for pair in held for text in pair), clean["train"])
-    overlapping = len(clean["train"]) - len(left) - (0 if validation else len(held))
+    train = clean["train"]
+    held = clean["validation"] if "validation" in given else _whole_groups(train, itemgetter(1), limit_validation)
+    left = without_overlap(keys_of(text for pair in held for text in pair), train)
+    overlapping = len(train) - len(left) - (0 if "validation" in given else len(held))
     why = "; ".join(f"{part}: {_of_the_tests(len(read[part]), len(clean[part]))}" for part in read)
-    why += f"; {overlapping} training pairs share text with {validation or 'validation, at most a tenth of them'}"
-    _check_enough(train, left, held, why)
+    why += f"; {overlapping} training pairs share text with {given.get('validation', 'validation, a tenth of them')}"
+    _check_enough(given["train"], left, held, why)
     removed = {"overlap_with_tests": _gone(read, clean), "overlap_with_validation": {"train": overlapping}}
     return Split(left, held, {"removed": removed})
 
@@ -183,12 +170,9 @@ def of_the_tested(
     labels: False: no judgement is read, pairs are made of the documents' text alone. Where at least 90 % of the
         documents have a title that no other has, title -> text, else beginning_and_rest. One pair a document.
         True: the pairs of qrels/train.tsv with a grade above 0, of each query the POSITIVES_A_QUERY best.
-    A pair that shares text with a test query is left out and counted; with ArguAna, whose test queries are documents,
-    these documents give no pair.
-    Validation: in an order drawn by SEED, whole queries with all their pairs, until limit_validation pairs or a
-    tenth of all are reached. Without labels, no training pair shares text with a validation pair; with labels, no query
-    of theirs does, while documents may be relevant to both, as they are to test queries.
-    limit_train, limit_validation: pairs at most.
+    A pair that shares text with a test query is left out and counted, so ArguAna's test queries give no pair.
+    Validation: in an order drawn by SEED, whole queries, limit_validation pairs and a tenth of all at most. No training
+    pair shares text with one of validation; with labels no query does, but documents may be relevant to both.
     """
     if labels:
         rows, made_of = _judged_rows(folder, POSITIVES_A_QUERY, strict), "training judgements"
@@ -196,24 +180,21 @@ def of_the_tested(
         rows, made_of = _text_rows(folder / "corpus.jsonl")
     clean = without_overlap(keys_of(load_beir(folder, strict=strict, drop_self=False).queries), rows)
     clean = [clean[i] for i in np.random.default_rng(SEED).permutation(len(clean))]
-    limit = min(limit_validation, len(clean) // 10)
-    validation = _whole_groups(clean, lambda pair: same_words(pair[0]), limit, apart=False)
+    validation = _whole_groups(clean, lambda pair: same_words(pair[0]), limit_validation, apart=False)
     apart = slice(1 if labels else 2)  # the query, or both texts, of a training pair must not be in validation
     held = keys_of(text for pair in validation for text in pair[apart])
     left = [pair for pair in clean if held.isdisjoint(keys_of(pair[apart]))]
-    train = left[:limit_train]
     removed = {
         "overlap_with_test_queries": len(rows) - len(clean),
         "overlap_with_validation": len(clean) - len(validation) - len(left),
-        "over_the_limit": len(left) - len(train),
+        "over_the_limit": max(0, len(left) - limit_train),
     }
     why = f"of {len(rows)} pairs made of {made_of} went {removed}; validation takes at most a tenth"
-    _check_enough(folder, train, validation, why)
-    return Split(train, validation, {"removed": removed}, made_of=made_of)
+    _check_enough(folder, left[:limit_train], validation, why)
+    return Split(left[:limit_train], validation, {"removed": removed}, made_of=made_of)
 
 
 def _check_enough(where: Path, train: Rows, validation: Rows, why: str) -> None:
-    """InputError where training or validation has fewer than MIN_PAIRS."""
     if min(len(train), len(validation)) < MIN_PAIRS:
         found = f"{len(train)} training and {len(validation)} validation pairs"
         raise InputError(f"{where}: {found} left, expected {MIN_PAIRS} of each ({why})")
@@ -244,11 +225,12 @@ def _judged_rows(folder: Path, most: int | None = None, strict: bool | None = No
     return rows
 
 
-def _whole_groups(rows: Rows, key: Callable[[tuple[str, str]], str], limit: int, apart: bool) -> Rows:
-    """At most `limit` pairs, in the rows' order: all pairs of a key or none. apart: no two groups share text."""
-    groups: dict[str, Rows] = defaultdict(list)
+def _whole_groups(rows: Rows, key: Callable[[tuple[str, str]], str], limit: int, apart: bool = True) -> Rows:
+    """At most `limit` pairs and a tenth of all, in order: all pairs of a key or none. apart: no groups share text."""
+    limit = min(limit, len(rows) // 10)
+    groups: dict[str, Rows] = {}
     for pair in rows:
-        groups[key(pair)].append(pair)
+        groups.setdefault(key(pair), []).append(pair)
     taken: Rows = []
     held: set[str] = set()
     for group in groups.values():
@@ -260,8 +242,7 @@ def _whole_groups(rows: Rows, key: Callable[[tuple[str, str]], str], limit: int,
 
 def _text_rows(corpus: Path) -> tuple[Rows, str]:
     """One pair of each document's own text, and what it is made of."""
-    lines = json_lines(corpus)
-    rows = [(text_field(record, "title", where, ""), text_field(record, "text", where)) for where, record in lines]
+    rows = [(text_field(line, "title", at, ""), text_field(line, "text", at)) for at, line in json_lines(corpus)]
     times = Counter(same_words(title) for title, _ in rows if title)
     if sum(times[same_words(title)] == 1 for title, _ in rows) >= 0.9 * len(rows):
         return [(title, text) for title, text in rows if title and text], "title and text"

@@ -38,18 +38,17 @@ class Request:
     drop_self: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        for name in ("limit_train", "limit_validation", "limit_per_collection"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        for name in ("sources", "tests", "drop_self"):
-            if wrong := [value for value in getattr(self, name) if not isinstance(value, str)]:
+        for name, value in vars(self).items():
+            if name.startswith("limit") and value < 1:
+                raise InputError(f"{name}: expected at least 1, found {value}")
+            if isinstance(value, list) and (wrong := [one for one in value if not isinstance(one, str)]):
                 raise InputError(f"{name}: expected names, found {wrong[0]!r}; quote it")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a study is made. make: the pair-maker with its arguments. tests: folders of test collections, relative to the
-    study's if they are made with the pairs. reads: the files, or versions: the packages, that pairs are made of.
+    """How a study is made, by a pair-maker. tests: folders, relative to the study's where they are made with the pairs.
+    reads: the files, or versions: the packages, that pairs are made of.
     track: what training may know of the tests: nothing, or, adapted, their text, or, in-domain, training judgements."""
 
     make: Callable[[], pairs.Split]
@@ -59,9 +58,9 @@ class Plan:
     track: str = "zero-shot"
 
     @property
-    def tested(self) -> list[Path]:
-        """The files of test collections that are there already."""
-        return [folder / file for folder in self.tests if folder.is_absolute() for file in collections.FILES]
+    def files(self) -> set[Path]:
+        """All files that it reads: of pairs, and of test collections that are there already."""
+        return {*self.reads, *(test / file for test in self.tests if test.is_absolute() for file in collections.FILES)}
 
 
 def plan_study(source: str, asked: Request) -> Plan:
@@ -69,21 +68,15 @@ def plan_study(source: str, asked: Request) -> Plan:
     if source not in SOURCES:
         raise InputError(f"source: {source!r} is unknown, expected one of {', '.join(SOURCES)}")
     plan = SOURCES[source](asked, None if asked.strict else False)
-    found: dict[str, Path] = {}
-    for folder in plan.tests:
-        if safe_name(folder.name, "tests") in RESERVED:
-            raise InputError(f"tests: {folder}: a collection cannot be called {folder.name}; rename the folder")
-        if folder.name in found:
-            raise InputError(f"tests: {folder} and {found[folder.name]} have the same name; rename one of them")
-        found[folder.name] = folder
-    if not found:
+    names = [safe_name(folder.name, "tests") for folder in plan.tests]
+    if wrong := [name for name in names if name in RESERVED or names.count(name) > 1]:
+        raise InputError(f"tests: {wrong[0]}: another collection, or a part of every study, has this name; rename it")
+    if not names:
         raise InputError("no test collection: expected at least one folder in BEIR's layout as tests or target")
-    if unknown := sorted(set(asked.drop_self) - set(found)):
-        raise InputError(f"drop_self: {unknown[0]!r} is no test collection of this study; it has {', '.join(found)}")
-    for path in plan.reads:
-        collections.check_file(path, "; pairs are read from a .jsonl file or from a folder in BEIR's layout")
-    for path in plan.tested:
-        collections.check_file(path, "; it is needed to test on")
+    if unknown := sorted({*asked.drop_self} - {*names}):
+        raise InputError(f"drop_self: {unknown[0]!r} is no test collection of this study; it has {', '.join(names)}")
+    for path in sorted(plan.files):
+        collections.check_file(path, "; expected a .jsonl file of pairs, or a file of BEIR's layout")
     return plan
 
 
@@ -97,7 +90,7 @@ def _plan_docstrings(asked: Request, strict: bool | None) -> Plan:
 
 def _plan_real(asked: Request, strict: bool | None) -> Plan:
     sources = {name: below(data_root(), name, "sources") for name in asked.sources}
-    if len(set(sources.values())) < len(asked.sources):
+    if len({*sources.values()}) < len(asked.sources):
         raise InputError(f"sources: one of {', '.join(asked.sources)} stands twice")
     tests = [below(data_root() / "beir", test, "tests") for test in asked.tests]
     make = partial(pairs.pooled, sources, tests, asked.limit_train, asked.limit_validation, strict)
@@ -105,12 +98,13 @@ def _plan_real(asked: Request, strict: bool | None) -> Plan:
 
 
 def _plan_folder(asked: Request, strict: bool | None) -> Plan:
-    if not asked.train:
+    parts = {"train": asked.train, "validation": asked.validation}
+    given = {part: Path(os.path.abspath(project_path(path))) for part, path in parts.items() if path}
+    if "train" not in given:
         raise InputError("train: expected a .jsonl file of pairs or a folder in BEIR's layout")
-    paths = (asked.train, *asked.tests, asked.validation)
-    train, *tests, validation = (Path(os.path.abspath(project_path(path))) if path else None for path in paths)
-    make = partial(pairs.own, train, validation, tests, asked.limit_validation, strict)
-    return Plan(make, tests, _training_files(train) + (_training_files(validation) if validation else []))
+    tests = [Path(os.path.abspath(project_path(test))) for test in asked.tests]
+    make = partial(pairs.own, given, tests, asked.limit_validation, strict)
+    return Plan(make, tests, [file for path in given.values() for file in _training_files(path)])
 
 
 def _plan_target(asked: Request, strict: bool | None) -> Plan:

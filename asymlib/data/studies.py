@@ -20,6 +20,7 @@ import numpy as np
 
 from asymlib import evaluate, heads
 from asymlib.data import collections, pairs
+from asymlib.data.collections import is_arguana, load_beir
 from asymlib.data.plans import DATA_VARIABLE, Request, below, data_root, plan_study, portable
 from asymlib.encoding.encode import encode_lists, read_vectors
 from asymlib.encoding.encoder import SIDES, EncoderConfig
@@ -34,8 +35,7 @@ FORMAT = 1  # raised whenever the pairs that come out of the same files change
 class Study:
     """An opened study; content_sha256 covers every file it is read from, and where self-matches are dropped.
 
-    track: as of plans.Plan. source: which pair-maker made it, one of plans.SOURCES.
-    encoder, encoder_key: how its texts were encoded (Encoder.key); None, as all vectors, where only text was asked for.
+    track, source: as of plans.Plan and SOURCES. encoder, encoder_key: of its vectors, None where it has text alone.
     """
 
     name: str
@@ -56,16 +56,16 @@ class Study:
 
     def encode(self, config: EncoderConfig, progress: bool = True) -> "Study":
         """The study with vectors: every text once, from the cache where it is there. Writes encoder.json."""
-        sides, cache = [*SIDES] * len(self._parts()), project_path("data/cache")
-        vectors, encoder = encode_lists(self._texts(), sides, config, cache, progress, self._name_of)
+        parts, cache = self._parts(), project_path("data/cache")
+        sides, named = [*SIDES] * len(parts), lambda number, row: parts[number // 2].name_of(SIDES[number % 2], row)
+        vectors, encoder = encode_lists(self._texts(), sides, config, cache, progress, named)
         config = replace(config, device=None)
         about = {"config": asdict(config), "prompts": encoder.prompts, "keys": encoder.keys, "key": encoder.key}
         write_record(self.folder / "encoder.json", {**about, "dim": vectors[0].shape[1]})
         return self._with_vectors(vectors, config, encoder.key)
 
     def reading(self) -> list[dict]:
-        """A row a part, how it was read: its distinct texts with U+FFFD (collections.whole_text puts it for half a
-        character), and of a test collection drop_self, self_matches and what strict=False let pass."""
+        """A row a part, how it was read: distinct texts with U+FFFD, and, of a test collection, what was tolerated."""
         rows = []
         for part in self._parts():
             count = sum("\ufffd" in text for text in {*part.queries, *part.documents})
@@ -76,28 +76,23 @@ class Study:
 
     def rank(
         self, parameters: heads.Parameters, similarity: str, trained_with: str | None = None,
-        allow_other_similarity: bool = False, k: int = 100, only: Container[str] | None = None,
+        only: Container[str] | None = None, **options: int | bool,
     ) -> Iterator[tuple[str, evaluate.Ranking]]:  # fmt: skip
         """Rank every test collection, or those in `only`, after one run's heads; yields (name, ranking).
 
-        parameters: {} is the frozen encoder, which was trained_with None. Other arguments as evaluate.rank.
+        parameters: {} is the frozen encoder, which was trained_with None. options: k, allow_other_similarity.
         """
         for name, test in self.tests.items():
             if only is None or name in only:
                 queries = heads.project(parameters, "query", test.query_vectors)
                 documents = heads.project(parameters, "document", test.document_vectors)
-                how = (similarity, trained_with, k, allow_other_similarity)
-                yield name, evaluate.rank(test.judgements, queries, documents, *how)
+                yield name, evaluate.rank(test.judgements, queries, documents, similarity, trained_with, **options)
 
     def _parts(self) -> list[pairs.Pairs | collections.Collection]:
         return [self.train, self.validation, *self.tests.values()]
 
     def _texts(self) -> list[list[str]]:
         return [texts for part in self._parts() for texts in (part.queries, part.documents)]
-
-    def _name_of(self, number: int, row: int) -> str:
-        """What an error calls a text of _texts."""
-        return self._parts()[number // 2].name_of(SIDES[number % 2], row)
 
     def _with_vectors(self, vectors: list[np.ndarray], config: EncoderConfig, key: str) -> "Study":
         """vectors: an array for each list of _texts, in its order."""
@@ -115,8 +110,7 @@ def prepared(name: str) -> Path:
 def prepare(name: str, source: str, **parameters: object) -> Study:
     """Make a study, or open it, text alone, if it is there with the same parameters and files, all of them unaltered.
 
-    source: one of plans.SOURCES. parameters: fields of plans.Request.
-    study.json is written last, so that a study is either whole or absent.
+    parameters: fields of plans.Request. study.json is written last, so that a study is either whole or absent.
     """
     folder, request = prepared(name), Request(**parameters)
     plan = plan_study(source, request)
@@ -125,8 +119,8 @@ def prepare(name: str, source: str, **parameters: object) -> Study:
         "source": source,
         "track": plan.track,
         "collections": [{"name": test.name, "folder": portable(test),
-                         "drop_self": collections.is_arguana(test) or test.name in request.drop_self,
-                         "strict": request.strict and not collections.is_arguana(test)} for test in plan.tests],
+                         "drop_self": is_arguana(test.name) or test.name in request.drop_self,
+                         "strict": request.strict and not is_arguana(test.name)} for test in plan.tests],
         "parameters": {"format": FORMAT, "seed": pairs.SEED, **asdict(request)},
         "sources": plan.versions or {portable(path): sha256_file(path) for path in plan.reads},
     }  # fmt: skip
@@ -135,19 +129,20 @@ def prepare(name: str, source: str, **parameters: object) -> Study:
         stored = _described(folder, lambda path: True)
     if not identity.items() <= stored.items():
         split = plan.make()
-        shutil.rmtree(folder, ignore_errors=True)
+        for file in ("study.json", "encoder.json"):
+            (folder / file).unlink(missing_ok=True)
+        shutil.rmtree(folder / "collections", ignore_errors=True)
         for collection, rows in split.collections.items():
             collections.write_beir(folder / "collections" / collection, rows)
         for part, rows in (("train", split.train), ("validation", split.validation)):
             collections.write_lines(folder / f"{part}.jsonl", ({"query": q, "document": d} for q, d in rows))
         files = {file: sha256_file(path) for file, path in _files(identity, folder).items()}
         lines = [f"{sha256}  {file}\n" for file, sha256 in sorted(files.items())]
-        dropped = sorted(test for test in {*request.drop_self} if not collections.is_arguana(Path(test)))
-        lines += [f"drop_self  {test}\n" for test in dropped]
-        content_sha256 = hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
+        lines += [f"drop_self  {test}\n" for test in sorted({*request.drop_self}) if not is_arguana(test)]
         counts = {"train": len(split.train), "validation": len(split.validation), **split.counts}
         described = {**identity, "pairs_made_of": split.made_of, "counts": counts, "files": files}
-        write_record(folder / "study.json", {**described, "content_sha256": content_sha256})
+        described["content_sha256"] = hashlib.sha256("".join(lines).encode()).hexdigest()
+        write_record(folder / "study.json", described)
     study = load(name, vectors=False)
     for test in study.tests.values():
         test.notice_self_matches()
@@ -157,15 +152,14 @@ def prepare(name: str, source: str, **parameters: object) -> Study:
 def load(name: str, vectors: bool = True) -> Study:
     """Open a study: pairs and test collections with text and, unless vectors is False, with the vectors of encode.
 
-    A file inside the study's folder, or of judgements, that is missing or altered is an InputError, and so is a text that
-    was never encoded. Corpora and queries elsewhere and the encoder's weights are not hashed again.
+    InputError: a text that was never encoded; a missing or altered file of judgements or inside the study's folder.
+    Corpora and queries elsewhere are not hashed again.
     """
     folder = prepared(name)
     described = _described(folder, lambda path: path.is_relative_to(folder) or path.suffix == ".tsv")
     tests = {}
     for entry in described["collections"]:
-        how = (entry["strict"], entry["drop_self"])
-        tests[entry["name"]] = collections.load_beir(_located(entry, folder), "test", *how)
+        tests[entry["name"]] = load_beir(_located(entry, folder), "test", entry["strict"], entry["drop_self"])
     split = (pairs.load_pairs(folder / f"{part}.jsonl") for part in ("train", "validation"))
     study = Study(name, described["track"], described["source"], folder, *split, tests, described["content_sha256"])
     if not vectors:
@@ -180,22 +174,16 @@ def load(name: str, vectors: bool = True) -> Study:
 
 
 def input_files(source: str, parameters: dict) -> list[str]:
-    """The files that `prepare` reads for these parameters; parameters that are not plans.Request's are passed over.
-
-    InputError: what `prepare` would refuse before it reads any of them, such as a file that is not there.
-    """
-    known = vars(Request())
-    plan = plan_study(source, Request(**{key: value for key, value in parameters.items() if key in known}))
-    return sorted({str(path) for path in (*plan.reads, *plan.tested)})
+    """The files that `prepare` reads, checked as there; parameters that are not plans.Request's are passed over."""
+    asked = Request(**{key: parameters[key] for key in vars(Request()) if key in parameters})
+    return sorted(map(str, plan_study(source, asked).files))
 
 
 def _located(entry: dict, study_folder: Path) -> Path:
     """Where a collection of study.json lies."""
     path = entry["folder"].removeprefix(f"${DATA_VARIABLE}/")
-    if Path(path).is_absolute():  # source "folder"
-        return Path(path)
     root = study_folder if path == entry["folder"] else data_root()
-    return below(root, path, f"{study_folder / 'study.json'}: {entry['name']}")
+    return Path(path) if os.path.isabs(path) else below(root, path, f"study.json: {entry['name']}")
 
 
 def _files(described: dict, folder: Path) -> dict[str, Path]:

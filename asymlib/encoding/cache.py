@@ -8,8 +8,7 @@ SHA-256 of the text gives the row. The text's origin, the device, the batch size
     <cache>/<...>/shard-<unique>.keys.npy   (n, 32) uint8     SHA-256 of each row's text
     <cache>/<...>/shard-<unique>.json                         rows, dim and the SHA-256 of both files; written last
 
-A shard without its .json is a writer that was killed: it is ignored, and deleted when it is a day old. A shard is never
-changed, and the same text encoded twice is a harmless duplicate.
+A shard without its .json is a killed writer's: ignored, and deleted when it is a day old. The others are never changed.
 """
 
 import contextlib
@@ -22,7 +21,6 @@ import numpy as np
 from asymlib.errors import InputError
 from asymlib.files import atomic_path, read_json, sha256_file, write_json
 
-LEFTOVER_SECONDS = 86_400  # no writer takes so long over one shard
 HASHES = {".npy": "vectors_sha256", ".keys.npy": "keys_sha256"}  # a shard's files and their fields in its .json
 
 
@@ -33,10 +31,7 @@ class Cache:
         self.key, self.folder = key, Path(cache_folder) / key[:16]
 
     def prepare(self, **about: object) -> None:
-        """Before texts are encoded: write config.json, for people, and sweep what killed writers left.
-
-        InputError: the folder cannot be written.
-        """
+        """Before texts are encoded: write config.json (InputError if it cannot be), sweep what killed writers left."""
         try:
             write_json(self.folder / "config.json", {"key": self.key, **about})
         except OSError as error:
@@ -47,7 +42,7 @@ class Cache:
         for path in self.folder.iterdir():
             left = path.suffix == ".npy" and not (self.folder / f"{path.name.partition('.')[0]}.json").exists()
             with contextlib.suppress(OSError):  # another process may sweep too
-                if (left or path.suffix == ".part") and path.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
+                if (left or path.suffix == ".part") and path.stat().st_mtime < time.time() - 86_400:
                     path.unlink()
 
     def read(self, digests: np.ndarray, dim: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -75,8 +70,8 @@ class Cache:
                     found[place[hit]] = True
             except (EOFError, KeyError, OSError, TypeError, ValueError) as error:
                 raise InputError(
-                    f"{path.with_suffix('.*')}: these cached vectors are damaged (another SHA-256 or size, or a part is "
-                    "missing); delete the files and run again: only their texts are encoded anew"
+                    f"{path.with_suffix('.*')}: these cached vectors are damaged (another SHA-256 or size, or a part "
+                    "is missing); delete the files and run again: only their texts are encoded anew"
                 ) from error
         if vectors is None:
             vectors = np.empty((len(digests), dim or 0), dtype=np.float32)

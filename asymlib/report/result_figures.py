@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -21,7 +20,6 @@ NDCG = METRIC.replace("ndcg", "nDCG")
 NEAR = 10  # percent of the baseline within which systems stand in a panel of their own
 FROZEN = {"label": "frozen encoder", **BASELINE_LINE}
 NO_SCORE = "no finite score"
-MAGNIFIED = "; upper panels magnified"
 
 
 def _averages(table: pd.DataFrame) -> pd.DataFrame:
@@ -32,17 +30,15 @@ def _averages(table: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**in_percent)[columns]
 
 
-def _ordered(rows: pd.DataFrame, by: pd.Series) -> tuple[pd.DataFrame, list[list[str]]]:
-    """Rows by the change of their system, highest first, and the systems as blocks: those all within NEAR %, the others."""
+def _blocks(rows: pd.DataFrame, by: pd.Series, titles: Sequence[str], width: float) -> tuple:
+    """Rows by the change of their system, highest first, panels for them, where each system stands, and a note on the scales.
+
+    Systems all within NEAR % and the others are two blocks of panels, one a title, each block of its own scale.
+    """
     order = by.sort_values(ascending=False, kind="stable").index
     rows = rows.sort_values("system", key=lambda names: names.map(order.get_loc), kind="stable")
     far = set(rows["system"][~(rows["delta_percent"].abs() <= NEAR)])
-    blocks = [[name for name in order if name not in far], [name for name in order if name in far]]
-    return rows, [block for block in blocks if block]
-
-
-def _blocks(blocks: list[list[str]], titles: Sequence[str], width: float) -> tuple[style.Figure, list[list[Axes]]]:
-    """One panel a block of systems and title, each block of its own scale around the line of the frozen encoder."""
+    blocks = [block for block in ([n for n in order if n not in far], [n for n in order if n in far]) if block]
     figure = style.Figure(width, sum(map(len, blocks)) * style.ROW + 0.33 * len(blocks) + 0.75)
     heights = [len(block) + 0.6 for block in blocks]
     grid = figure.subplots(len(blocks), len(titles), sharex="row", squeeze=False, height_ratios=heights)
@@ -52,11 +48,11 @@ def _blocks(blocks: list[list[str]], titles: Sequence[str], width: float) -> tup
             axis.update_datalim([(-0.5, 0), (0.5, 0)])  # a change of nothing is not magnified
             axis.autoscale_view()
             style.text_rows(axis, block if axis is line[0] else [""] * len(block))
-            style.even_ticks(axis.xaxis)
     for axis, title in zip(grid[0], titles, strict=True):
         axis.set_title(title)
     grid[-1][len(titles) // 2].set_xlabel("change against the frozen encoder (%)")
-    return figure, grid.tolist()
+    place = {name: (line, y) for block, line in zip(blocks, grid, strict=True) for y, name in enumerate(block)}
+    return rows, figure, place, "; upper panels magnified" * (len(blocks) > 1)
 
 
 @style.drawn
@@ -70,11 +66,11 @@ def systems_forest(table: pd.DataFrame) -> style.Drawn:
     """
     rows = _averages(table)
     tracks = list(dict.fromkeys(rows["track"]))
-    rows, blocks = _ordered(rows, rows.groupby("system", sort=False)["delta_percent"].mean())
-    figure, grid = _blocks(blocks, tracks, style.PAGE)
+    changes = rows.groupby("system", sort=False)["delta_percent"].mean()
+    rows, figure, place, magnified = _blocks(rows, changes, tracks, style.PAGE)
     for row in rows.itertuples():
-        ((block, line),) = ((block, line) for block, line in zip(blocks, grid, strict=True) if row.system in block)
-        axis, y = line[tracks.index(row.track)], block.index(row.system)
+        axes, y = place[row.system]
+        axis = axes[tracks.index(row.track)]
         if np.isnan(row.delta_percent):
             style.inside(axis, y, NO_SCORE)
             continue
@@ -82,19 +78,18 @@ def systems_forest(table: pd.DataFrame) -> style.Drawn:
         tied, fill = ("tied", "white") if row.p_value >= SIGNIFICANT else ("*", INK)
         marker = "s" if np.isnan(row.p_value) else "o"
         axis.plot(row.delta_percent, y, marker, color=INK, markerfacecolor=fill, label=row.system)
-        change = [] if np.isnan(row.p_value) else [percent(row.delta_percent), tied]
+        change = [percent(row.delta_percent), p_text(row.p_value, row.p_raw), tied] * (row.p_value >= 0)
         if len(tracks) == 1:
-            change[1:1] = [p_text(row.p_value, row.p_raw)] * bool(change)
             style.beside(axis, y, *zip([f"{row.mean:.3f}", *change], (26, 64, 112, 130), strict=False))
         else:
-            style.beside(axis, y, *zip(change, (32, 50), strict=False))
+            style.beside(axis, y, *zip(change[::2], (32, 50), strict=False))
     handles = [
         Line2D([], [], color=INK, marker="o", label=f"* p < {SIGNIFICANT:g}"),
         Line2D([], [], color=INK, marker="o", markerfacecolor="white", label="tied with the frozen encoder"),
     ]
     note = "bar: paired 95 % interval of the difference over seeds and queries, one comparison at a time; p: paired "
-    note += "randomisation test, Holm-corrected within a track" + MAGNIFIED * (len(blocks) > 1)
-    style.legend(figure, [*handles, Line2D([], [], **FROZEN)], note)
+    note += "randomisation test, Holm-corrected within a track"
+    style.legend(figure, [*handles, Line2D([], [], **FROZEN)], note + magnified)
     return figure, rows.drop(columns="pairs")
 
 
@@ -107,22 +102,20 @@ def few_many(table: pd.DataFrame) -> style.Drawn:
     """
     rows = _averages(table[table["system"] != "baseline"])
     sizes = sorted(rows["pairs"].unique())
-    rows, blocks = _ordered(rows, rows.sort_values("pairs").groupby("system", sort=False)["delta_percent"].last())
-    figure, grid = _blocks(blocks, [""], style.COLUMN)
+    changes = rows.sort_values("pairs").groupby("system", sort=False)["delta_percent"].last()
+    rows, figure, place, magnified = _blocks(rows, changes, [""], style.COLUMN)
     tones = dict(zip(sizes, [PALE, INK] if len(sizes) > 1 else [INK], strict=True))
-    for block, (axis,) in zip(blocks, grid, strict=True):
-        for y, system in enumerate(block):
-            part = rows[rows["system"] == system]
-            axis.plot(part["delta_percent"], [y] * len(part), color=PALE, linewidth=1.6, zorder=2)
-            for row in part.itertuples():
-                aside = y + (0.2 if row.pairs == sizes[-1] else -0.2)
-                axis.plot([row.low_percent, row.high_percent], [aside] * 2, color=tones[row.pairs], linewidth=0.6)
-                axis.plot(row.delta_percent, y, "o", color=tones[row.pairs], label=f"{system} {row.pairs}", zorder=3)
-            if part["delta_percent"].isna().any():
-                style.inside(axis, y, NO_SCORE)
+    for system, ((axis,), y) in place.items():
+        part = rows[rows["system"] == system]
+        axis.plot(part["delta_percent"], [y] * len(part), color=PALE, linewidth=1.6, zorder=2)
+        for row in part.itertuples():
+            aside = y + (0.2 if row.pairs == sizes[-1] else -0.2)
+            axis.plot([row.low_percent, row.high_percent], [aside] * 2, color=tones[row.pairs], linewidth=0.6)
+            axis.plot(row.delta_percent, y, "o", color=tones[row.pairs], label=f"{system} {row.pairs}", zorder=3)
+        if part["delta_percent"].isna().any():
+            style.inside(axis, y, NO_SCORE)
     handles = [Line2D([], [], color=tone, marker="o", label=f"{size:,} pairs") for size, tone in tones.items()]
-    note = "thin bars: paired 95 % intervals" + MAGNIFIED * (len(blocks) > 1)
-    style.legend(figure, [*handles, Line2D([], [], **FROZEN)], note)
+    style.legend(figure, [*handles, Line2D([], [], **FROZEN)], "thin bars: paired 95 % intervals" + magnified)
     return figure, rows
 
 
@@ -216,9 +209,7 @@ def oracle(table: pd.DataFrame) -> style.Drawn:
         axis.plot(row.mean, y, marker, color=INK, label=label, zorder=4)
         axis.plot(row.baseline, y, zorder=3, **style.TICK)
         style.beside(axis, y, (percent(row.delta_percent) or NO_SCORE, 40))
-    style.text_rows(axis, datasets)
-    axis.set_xlabel(NDCG)
-    style.even_ticks(axis.xaxis)
+    style.text_rows(axis, datasets, NDCG)
     handles = [Line2D([], [], color=INK, marker=marker, label=f"{head}, held-out") for head, marker in heads.items()]
     faint = Line2D([], [], color=PALE, marker="o", markerfacecolor="white", linestyle="", label="on its own queries")
     handles = [Line2D([], [], label="frozen encoder", **style.TICK), *handles, faint]
@@ -247,10 +238,8 @@ def length_relevance(table: pd.DataFrame) -> style.Drawn:
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes[0].set_ylabel("rate, relative to\nthe average document")
     axes[0].set_ylim(bottom=0)
-    handles = [
-        Line2D([], [], color=INK, marker="o", label="in a top-10 list"),
-        Line2D([], [], color=INK, linestyle=style.DASHED, label="judged relevant"),
-    ]
+    handles: list = [Line2D([], [], color=INK, marker="o", label="in a top-10 list")]
+    handles.append(Line2D([], [], color=INK, linestyle=style.DASHED, label="judged relevant"))
     if len(several := table.loc[table["seeds"] > 1, "seeds"]):
         handles.append(Patch(facecolor=INK, alpha=0.22, lw=0, label=f"band: range of {style.of_seeds(several)}"))
     style.legend(figure, handles)
@@ -261,18 +250,18 @@ def length_relevance(table: pd.DataFrame) -> style.Drawn:
 def hubness(table: pd.DataFrame) -> style.Drawn:
     """The share of documents that are in nobody's top-10, highest first.
 
-    table: evaluate.hubness_over_seeds: columns system, anti_hubs and anti_hubs_sd (over seeds; empty where there is one run).
-    shown: the same columns.
+    table: rows of hubness.csv of one track: columns system, seed, anti_hubs, a row a collection, which weigh the same each.
+    shown: system, anti_hubs and anti_hubs_sd: mean and sd over seeds; no sd where there is one run.
     """
-    shown = table[["system", "anti_hubs", "anti_hubs_sd"]].sort_values("anti_hubs", ascending=False, kind="stable")
+    by_seed = table.groupby(["system", "seed"], sort=False)["anti_hubs"].mean()
+    shown = by_seed.groupby("system", sort=False).agg(anti_hubs="mean", anti_hubs_sd="std").reset_index()
+    shown = shown.sort_values("anti_hubs", ascending=False, kind="stable")
     figure = style.Figure(style.COLUMN, len(shown) * style.ROW + 0.8)
     axis = figure.subplots()
     for y, row in enumerate(shown.itertuples()):
         axis.barh(y, row.anti_hubs, height=0.66, color=BLACK if row.system == "baseline" else PALE, label=row.system)
         axis.errorbar(row.anti_hubs, y, xerr=row.anti_hubs_sd, color=BLACK, elinewidth=1.2, linestyle="")
         style.beside(axis, y, (f"{100 * row.anti_hubs:.0f} %" if row.anti_hubs >= 0 else NO_SCORE, 28))
-    style.text_rows(axis, list(shown["system"]))
-    axis.set_xlabel("share of documents never in a top-10 list")
-    style.even_ticks(axis.xaxis)
+    style.text_rows(axis, list(shown["system"]), "share of documents never in a top-10 list")
     style.legend(figure, [Line2D([], [], color=BLACK, linewidth=1.2, label="± 1 sd over seeds")])
     return figure, shown

@@ -139,13 +139,14 @@ def panels(titles: Sequence[str], height: float, **shared: Any) -> tuple[Figure,
     return figure, list(grid[:count])
 
 
-def text_rows(axis: Axes, labels: Sequence[str]) -> None:
-    """Rows of text on the left, the first at the top; no horizontal grid."""
+def text_rows(axis: Axes, labels: Sequence[str], xlabel: str = "") -> None:
+    """Rows of text on the left, the first at the top, over even ticks; no horizontal grid."""
     axis.set_yticks(range(len(labels)), labels)
-    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.set(ylim=(len(labels) - 0.4, -0.6), xlabel=xlabel)
     axis.tick_params(axis="y", length=0)
     axis.grid(False, axis="y")
     axis.spines["left"].set_visible(False)
+    even_ticks(axis.xaxis)
 
 
 def beside(axis: Axes, y: float, *columns: tuple[str, float]) -> None:

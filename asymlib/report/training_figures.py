@@ -97,16 +97,13 @@ def growth_split(attribution: pd.DataFrame, case: pd.DataFrame | None = None) ->
         + f" ({row.diverged} diverged)" * (0 < row.seeds and 0 < row.diverged)
         for row in shown.itertuples()
     ]
-    style.text_rows(axis, shown["system"] + some)
+    style.text_rows(axis, shown["system"] + some, r"growth of $q\cdot d^+/\tau$ since epoch 1 (natural log)")
     for row in shown[shown["total"].notna()].itertuples():
         style.beside(axis, row.Index, (f"×{np.exp(row.total):,.{0 if row.total > 4.6 else 2}f}", 30))
-    axis.set_xlabel(r"growth of $q\cdot d^+/\tau$ since epoch 1 (natural log)")
     low, high = axis.get_xlim()
     axis.set_xlim(low, max(high, low + 0.5))  # a growth of nothing is not magnified
-    style.even_ticks(axis.xaxis)
-    note = f"bars: mean of {style.of_seeds(shown['runs'][shown['runs'] > 1])}, line: ± 1 sd of the total"
+    several = shown["runs"][shown["runs"] > 1]
+    note = f"bars: mean of {style.of_seeds(several)}, line: ± 1 sd of the total" * bool(shown["sd"].notna().any())
     handles = [Patch(edgecolor="white", **look) for look in PARTS.values()]
-    style.legend(
-        figure, [*handles, Line2D([], [], label="total", **style.TICK)], note if shown["sd"].notna().any() else ""
-    )
+    style.legend(figure, [*handles, Line2D([], [], label="total", **style.TICK)], note)
     return figure, shown[["system", "runs", "seeds", "diverged", *parts, "sd"]]

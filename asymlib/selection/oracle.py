@@ -1,12 +1,12 @@
 """The oracle: linear heads fitted on the test judgements themselves, to see how much room a head has on a collection.
 
-An oracle has seen the answers and is no system. There are two: fitted and scored on the same queries (a head that has learnt
-the answers by heart counts too), and cross-fitted: fitted on the judgements of some of the test queries and scored on the
-others, which asks what a head can know about a collection rather than about its queries. Both choose their learning rate
-and number of epochs by the very test nDCG that they report, so both are still too good.
+An oracle has seen the answers and is no system. One is fitted and scored on the same queries, and may have learnt the answers
+by heart; the other is fitted on the judgements of some of the test queries and scored on the others. Both choose their
+learning rate and number of epochs by the very test nDCG that they report, so both are still too good.
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ import pandas as pd
 from asymlib import heads
 from asymlib.data.collections import Collection
 from asymlib.errors import InputError
-from asymlib.evaluate import METRIC, parse_metric
+from asymlib.evaluate import DEPTH, METRIC
 from asymlib.exact_search import top_k
 from asymlib.pair_vectors import PairVectors, mine
 from asymlib.recipes import Recipe
@@ -60,23 +60,22 @@ def fit(
     lrs, steps: the grid; steps are updates, turned into whole epochs of the pairs that a head is fitted on; epochs is the
     number for all queries. Heads start at the identity, cosine, temperature 0.05, no isotropy term; the parameters after
     the last epoch are scored, 0 for a run that diverged. hard_negatives: of the corpus, for each pair of a batch, by frozen
-    cosine, nothing skipped: here the judgements are known. folds: parts of the test queries, drawn with `seed`; a held-out
-    oracle is fitted once for each of them, on the others.
+    cosine, nothing skipped: here the judgements are known. folds: parts of the test queries, drawn with `seed`.
     """
     part = np.random.default_rng(seed).permutation(len(test.query_ids)) % folds
     everyone = np.ones(len(part), dtype=bool)
     held_out = f"fitted on {folds - 1}/{folds} of the test queries, scored on the rest"
     splits = [(FITTED, everyone, everyone)] + [(held_out, part != fold, part == fold) for fold in range(folds)]
-    rows = []
+    grid, rows = list(product(HEADS, lrs, steps)), []
     for kind, use, score in splits:
-        pairs = judged_pairs(test, use, most, seed)
-        oracles = _grid(lrs, steps, len(pairs.queries), hard_negatives)
+        pairs, asked = judged_pairs(test, use, most, seed), np.flatnonzero(score)
+        recipes = [_recipe(*cell, len(pairs.queries), hard_negatives) for cell in grid]
         negatives = mine(pairs, hard_negatives, margin=np.inf) if hard_negatives else None
-        seen = pairs.first(oracles[0][1].batch_size)  # the last epoch is scored, so no validation is needed
-        runs = train([(recipe, seed) for _, recipe in oracles], pairs, seen, progress=False, negatives=negatives)
-        for (about, recipe), run in zip(oracles, runs, strict=True):
-            about |= {"kind": kind, "held_out": kind != FITTED, "epochs": recipe.epochs}
-            asked = np.flatnonzero(score)
+        seen = pairs.first(recipes[0].batch_size)  # the last epoch is scored, so no validation is needed
+        runs = train([(recipe, seed) for recipe in recipes], pairs, seen, progress=False, negatives=negatives)
+        for (head, lr, count), run in zip(grid, runs, strict=True):
+            about = {"head": head, "lr": lr, "steps": count, "kind": kind, "held_out": kind != FITTED}
+            about["epochs"] = run.recipe.epochs
             value = np.zeros(len(asked)) if run.diverged else _scores(test, run.last, asked)
             rows.append(pd.DataFrame({**about, "query_id": np.array(test.query_ids)[asked], "value": value}))
     found = pd.concat(rows, ignore_index=True)
@@ -84,24 +83,18 @@ def fit(
     return found.assign(epochs=found["steps"].map(whole))
 
 
-def _grid(lrs: Sequence[float], steps: Sequence[int], pairs: int, hard_negatives: int) -> list[tuple[dict, Recipe]]:
-    """The oracles of one fit, each with what the table says of it."""
-    batch = min(64, pairs)
-    return [
-        (
-            {"head": head, "lr": lr, "steps": count},
-            Recipe(
-                name=f"{sides}_{lr:g}_{count}", start="identity", sides=sides, isotropy="none", isotropy_weight=0.0, lr=lr,
-                batch_size=batch, epochs=epochs_for(count, pairs, batch, most=10**6), hard_negatives=hard_negatives,
-            ),
-        )
-        for head, sides in HEADS.items() for lr in lrs for count in steps
-    ]  # fmt: skip
+def _recipe(head: str, lr: float, steps: int, pairs: int, hard_negatives: int) -> Recipe:
+    """One oracle of the grid."""
+    sides, batch = HEADS[head], min(64, pairs)
+    return Recipe(
+        name=f"{sides}_{lr:g}_{steps}", start="identity", sides=sides, isotropy="none", isotropy_weight=0.0, lr=lr,
+        batch_size=batch, epochs=epochs_for(steps, pairs, batch, most=10**6), hard_negatives=hard_negatives,
+    )  # fmt: skip
 
 
 def _scores(test: Collection, parameters: heads.Parameters, asked: np.ndarray) -> np.ndarray:
     """nDCG@10 of the queries in these rows, after heads; no other query is searched for. Returns (len(asked),)."""
-    qrels, k = test.judgements, min(parse_metric(METRIC)[1], len(test.doc_ids))
+    qrels, k = test.judgements, min(DEPTH, len(test.doc_ids))
     queries = heads.project(parameters, "query", test.query_vectors[asked])
     documents = heads.project(parameters, "document", test.document_vectors)
     rows = np.full((len(test.query_ids), k), -1)

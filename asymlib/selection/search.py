@@ -1,11 +1,8 @@
 """The search for the best head, on validation alone: which recipe ranks unseen validation queries best.
 
-The criterion is the relative change of nDCG@10 against the frozen encoder. A study's own validation queries are searched in
-the pool of its distinct validation and training documents; test collections of *another* study may be added as validation
-by transfer, and count together as much as the own pool. The study's own test collections are never looked at. Choices are
-made one coordinate at a time: every round trains all of its candidates as one stack, and the best one is kept if it beats
-what was kept before. A candidate is trained once, for the longest time that is allowed, and judged after every epoch: its
-number of epochs is the one after which the criterion likes it best.
+The study's own test collections are never looked at. Choices are made one coordinate at a time: every round trains all of its
+candidates as one stack, and the best one is kept if it beats what was kept before. A candidate is trained once, for the
+longest time that is allowed, and judged after every epoch: its number of epochs is the one that the criterion likes best.
 """
 
 import itertools
@@ -34,7 +31,7 @@ DIVERGED = -100.0  # the change in percent that the log gives to a candidate tha
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """A collection that recipes are chosen on: never a test collection of the study that they are chosen for.
+    """A collection that recipes are chosen on.
 
     part: OWN or TRANSFER. queries: (Q, D), documents: (C, D) frozen embeddings in the order of the ids of qrels.
     """
@@ -48,8 +45,7 @@ class ValidationSet:
         """Mean nDCG@10 after one run's heads; {} is the frozen encoder."""
         queries = heads.project(parameters, "query", self.queries)
         documents = heads.project(parameters, "document", self.documents)
-        k = evaluate.parse_metric(evaluate.METRIC)[1]
-        return evaluate.rank(self.qrels, queries, documents, similarity, similarity, k).mean()
+        return evaluate.rank(self.qrels, queries, documents, similarity, similarity, evaluate.DEPTH).mean()
 
 
 def own_validation(study: Study) -> ValidationSet:
@@ -57,19 +53,16 @@ def own_validation(study: Study) -> ValidationSet:
 
     Relevant (grade 1) is every document that a pair, of either split, joins to the same query text.
     """
-    splits = (study.validation, study.train)
-    documents = pd.Series([*study.validation.documents, *study.train.documents], dtype=object).drop_duplicates()
-    queries = pd.Series(study.validation.queries, dtype=object).drop_duplicates()
-    doc_id, query_id = ({text: str(i) for i, text in enumerate(texts)} for texts in (documents, queries))
-    grades: dict[str, dict[str, int]] = {number: {} for number in query_id.values()}
-    for split in splits:
-        for query, document in zip(split.queries, split.documents, strict=True):
-            if query in query_id:
-                grades[query_id[query]][doc_id[document]] = 1
+    first, second = study.validation, study.train
+    texts = {"query": [*first.queries, *second.queries], "document": [*first.documents, *second.documents]}
+    pairs = pd.DataFrame(texts, dtype=object)
+    documents, queries = pairs["document"].drop_duplicates(), pairs["query"][: len(first)].drop_duplicates()
+    doc_id, query_id = ({text: str(i) for i, text in enumerate(distinct)} for distinct in (documents, queries))
+    joined = pairs[pairs["query"].isin(queries)].groupby("query")["document"]
+    grades = {query_id[query]: dict.fromkeys(found.map(doc_id), 1) for query, found in joined}
     qrels = evaluate.Qrels("validation", list(doc_id.values()), list(query_id.values()), grades)
-    stored = np.concatenate([split.document_vectors for split in splits])
-    asked = study.validation.query_vectors[queries.index]
-    return ValidationSet(OWN, qrels, asked, stored[documents.index])
+    stored = np.concatenate([first.document_vectors, second.document_vectors])
+    return ValidationSet(OWN, qrels, first.query_vectors[queries.index], stored[documents.index])
 
 
 def transfer_validation(study: Study, other: Study) -> list[ValidationSet]:
@@ -143,10 +136,10 @@ def train_choice(
         members = done[n * i : n * (i + 1)]
         if broken := [run for run in members if run.diverged]:
             runs.append(replace(broken[0], seed=seed))
-            continue
-        run = average_runs(members, seed) if n > 1 else members[0]
-        last = {name: value.clone() for name, value in run.last.items()}
-        runs.append(replace(run, best=last, best_epoch=len(run.validation_loss) - 1))
+        else:
+            run = average_runs(members, seed) if n > 1 else members[0]
+            last = {name: value.clone() for name, value in run.last.items()}
+            runs.append(replace(run, best=last, best_epoch=len(run.validation_loss) - 1))
     return runs
 
 
@@ -173,11 +166,11 @@ def at_best_epoch(
     broken = {int(run.recipe.name) for run in done if run.diverged}
     result = []
     for i, (one, scores) in enumerate(zip(candidates, found, strict=True)):
-        if i in broken:
-            result.append((one, np.full((len(seeds), 2), math.nan)))
-            continue
-        best = int(np.array(scores)[:, :, 1].mean(1).argmax())
-        result.append((replace(one, recipe=one.recipe.with_changes(epochs=best + 1)), np.array(scores[best])))
+        best, of_seed = one.recipe.epochs - 1, np.full((len(seeds), 2), math.nan)
+        if i not in broken:
+            best = int(np.array(scores)[:, :, 1].mean(1).argmax())
+            of_seed = np.array(scores[best])
+        result.append((replace(one, recipe=one.recipe.with_changes(epochs=best + 1)), of_seed))
     return result
 
 
@@ -202,19 +195,18 @@ def search(
     """Coordinate by coordinate: the recipe that the criterion likes best, and the log of everything that was tried.
 
     start: its epochs are how long every candidate is trained; `epochs` in the log is the best of them, the first of equals.
-    rounds: one dictionary a round, field of Recipe -> values; a round's candidates are all combinations of its values on top
-        of the recipe kept so far that were not tried before, and that recipe itself. averaged: a last round averages so many
-        seeds' weights (1: no such round); it is left out for recipes that average_runs refuses.
-    Returns the choice and a log with a row for each candidate: round, candidate, changed (in words), the Recipe's fields
-    without its name, averaged, seeds (their number), validation and frozen (nDCG@10), sd (of validation, over the seeds),
-    delta_percent (the criterion; DIVERGED if a run diverged in any epoch), chosen (kept at the end of its round), final (the
-    row that is the choice), fields (those that changed, joined with +; empty for the start and for what was kept so far).
+    rounds: one dictionary a round, field of Recipe -> values; its candidates are all new combinations on top of the recipe
+        kept so far. averaged: a last round averages so many seeds' weights (1, or a recipe that average_runs refuses: none).
+    Returns the choice and a log with a row for each candidate and for what was kept so far: round, candidate, changed (in
+    words), the Recipe's fields without its name, averaged, seeds (their number), validation and frozen (nDCG@10), sd (of
+    validation, over the seeds), delta_percent (the criterion; DIVERGED if a run diverged in any epoch), chosen (kept at the
+    end of its round), final (the row that is the choice), fields (that changed, joined with +; empty where none did).
     """
     if any("epochs" in grid for grid in rounds):
         raise InputError("rounds: 'epochs' are chosen within a run, expected other fields of a recipe")
     most = max([start.hard_negatives, *(n for grid in rounds for n in grid.get("hard_negatives", []))])
     negatives = mine(training, most) if most else None
-    kept, kept_row, rows, seen = Candidate(_plain(start)), None, [], set()
+    kept, kept_row, rows, seen = Candidate(_plain(start)), {}, [], set()
     grids = [{}, *rounds, {"averaged": [averaged]}]
     for number, grid in enumerate(tqdm(grids, desc="search", unit="round")):
         tried = [one for one in _combinations(kept, grid, start.epochs) if one not in seen]
@@ -222,14 +214,12 @@ def search(
             continue
         seen.update(tried)
         scored = at_best_epoch(tried, seeds, criterion, training, validation, negatives)
-        tried, scores = zip(*scored, strict=True)
-        kept = kept if number else tried[0]
-        found = [_row(one, kept, each, criterion) for one, each in zip(tried, scores, strict=True)]
-        if kept_row is not None:
-            tried, found = [kept, *tried], [{**kept_row, "changed": "nothing", "fields": ""}, *found]
-        best = max(range(len(found)), key=lambda i: found[i]["delta_percent"])  # of equals the one kept so far
-        rows += [{"round": number, "candidate": i, **row, "chosen": i == best} for i, row in enumerate(found)]
-        kept, kept_row = tried[best], found[best]
+        found = [(one, _row(one, kept if number else one, scores, criterion)) for one, scores in scored]
+        if number:
+            found = [(kept, {**kept_row, "changed": "nothing", "fields": ""}), *found]
+        kept, kept_row = max(found, key=lambda one: one[1]["delta_percent"])  # of equals the one kept so far
+        for i, (_, row) in enumerate(found):
+            rows.append({"round": number, "candidate": i, **row, "chosen": row is kept_row})
     return kept, _log(rows)
 
 
