@@ -14,6 +14,7 @@ from asymlib.magnitude import GROWTH, attributable, attribution, statistics, wid
 FINITE = ("similarity.", "length.", "std.", "accuracy", "loss.")  # statistics that are numbers in any run that is well
 KEPT = [*GROWTH, "std.query", "std.document"]  # what growth is judged by
 ROWS = 2048  # of a larger batch, the first pairs that are looked at
+SMALL = 8  # pairs: so few may all be of one text, as in the last batch of an epoch
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,16 @@ class Alarm:
 
     @torch.no_grad()
     def __call__(self, q: Tensor, d: Tensor, same: Tensor | None = None) -> list[Finding]:
-        """The warnings that are new with this batch; none for fewer than two pairs.
+        """The warnings that are new with this batch; of fewer than two pairs, not-finite alone.
 
         q: (B, D). d: (M, D), M >= B: row i is the positive of row i of q, rows from B on are negatives of all, as in info_nce.
-        Equal rows are one text: positives of one query are positives of all its rows. same: (B, M) bool of further positives.
+        Equal rows are one text, whose positives are positives of all its rows; most of more than SMALL: a collapse. same: (B, M) bool of further positives.
         """
         call, self._calls, first, halfway = float(self._calls), self._calls + 1, None, None
         try:
             if torch.as_tensor(q).shape[:-1].numel() < 2:
-                return []
+                lost = Finding("not-finite", "an embedding is not finite", math.nan, "finite numbers", call)
+                return [] if all(torch.as_tensor(z).isfinite().all() for z in (q, d)) else [lost]
             now = pd.Series(self._look(q, d, same) | {"epoch": call})
         except Exception as error:  # whatever it is, the training goes on
             message = f"the alarm cannot look at this: {error!r:.200}"
@@ -178,7 +180,10 @@ class Alarm:
         q, d = q[:ROWS].to(dtype), d[columns.to(d.device)].to(q.device, dtype)
         with torch.autocast(q.device.type, enabled=False):
             scores = losses.score_matrix(q, d, self.similarity)
-            positive = same | (_one_text(q).to(dtype) @ _one_text(d)[: len(q)].to(dtype) > 0)
+            positive = _one_text(q, len(q)).to(dtype) @ _one_text(d, len(q))[: len(q)].to(dtype) > 0
+            if len(q) > SMALL and positive[:, : len(q)].all():  # rows in a chain, each nearly equal to the next
+                positive = torch.eye(*positive.shape, dtype=torch.bool, device=q.device)
+            positive |= same
             batch = (value[None, None] for value in (q, d, scores, positive))
             rows = statistics(*batch, q.new_tensor([self.temperature]))
         best, other = (scores.masked_fill(mask, -math.inf).amax(-1) for mask in (~positive, positive))
@@ -196,10 +201,11 @@ class Alarm:
         return new
 
 
-def _one_text(z: Tensor) -> Tensor:
-    """(B, B) bool: rows with |a - b|^2 <= 1e-5 (|a|^2 + |b|^2), as one text has; if all are, a collapse: the row alone."""
+def _one_text(z: Tensor, pairs: int) -> Tensor:
+    """(M, M) bool: rows with |a - b|^2 <= 1e-5 (|a|^2 + |b|^2), as one text has; in a collapse of the pairs, the row alone."""
     z = z / z.abs().amax().clamp_min(losses.TINY)
     product = z @ z.mT
     both = product.diagonal().unsqueeze(-1) + product.diagonal()
     equal = both - 2 * product <= 1e-5 * both
-    return (equal & ~equal.all()) | torch.eye(len(z), dtype=torch.bool, device=z.device)
+    collapsed = pairs > SMALL and equal[:pairs, :pairs].float().mean() > 0.5  # 45 equal rows of 64 may be one text
+    return torch.eye(len(z), dtype=torch.bool, device=z.device) if collapsed else equal

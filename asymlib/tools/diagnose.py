@@ -4,6 +4,8 @@ import argparse
 import base64
 import json
 import math
+import re
+import tempfile
 from functools import reduce
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from asymlib.encoding.encoder import EncoderConfig, find_folder
 from asymlib.errors import InputError
 from asymlib.files import read_json, write_json, write_text
 from asymlib.report import style
+from asymlib.tools.compare import detectable
+from asymlib.tools.export import stored
 
 EXAMPLE = "asymlib diagnose all-MiniLM-L6-v2 --html diagnosis.html"
 HERE = Path(__file__).parent
@@ -36,12 +40,23 @@ VARIES = 0.01  # coefficient of variation from which on lengths differ by more t
 
 
 def of_pairs(pairs: Pairs) -> Collection:
-    """All documents of pairs as a collection, ids are texts: a query's documents are its answers, all others are not."""
+    """All documents of pairs as a collection, ids are texts: a query's documents are its answers, all others are not.
+
+    A query that is a document too is no result of its own. Pairs of a text with itself are left out and counted.
+    """
     qrels: dict[str, dict[str, int]] = {}
     for query, document in zip(pairs.queries, pairs.documents, strict=True):
-        qrels.setdefault(query, {})[document] = 1
-    queries, documents = list(qrels), list(dict.fromkeys(pairs.documents))
-    return Collection(pairs.name, documents, documents, queries, queries, qrels)
+        if query != document:
+            qrels.setdefault(query, {})[document] = 1
+    queries, documents = (
+        list(qrels),
+        list(dict.fromkeys(document for answers in qrels.values() for document in answers)),
+    )
+    tolerated = {"pairs_with_itself": sum(map(str.__eq__, pairs.queries, pairs.documents))}
+    own = len(qrels.keys() & set(documents))
+    return Collection(
+        pairs.name, documents, documents, queries, queries, qrels, True, self_matches=own, tolerated=tolerated
+    )
 
 
 def docstring_collection(limit: int = 2_000) -> Collection:
@@ -49,17 +64,6 @@ def docstring_collection(limit: int = 2_000) -> Collection:
     packages = {"test": ["huggingface_hub"], "validation": ["sentence-transformers"], "train": PACKAGES["test"]}
     queries, documents = zip(*docstring_pairs(packages, limit, 1, 1).train, strict=True)
     return of_pairs(Pairs("docstrings", list(queries), list(documents)))
-
-
-def stored(folder: Path) -> tuple[str | None, int]:
-    """The similarity that a model's folder declares, if any, and its limit of tokens, 256 where it has none."""
-    about = folder / "config_sentence_transformers.json"
-    similarity = read_json(about).get("similarity_fn_name") if about.is_file() else None
-    if similarity not in (None, *SIMILARITIES):
-        raise InputError(f"{about}: similarity_fn_name {similarity!r}; expected one of {', '.join(SIMILARITIES)}")
-    files = [*folder.rglob("sentence_bert_config.json"), *folder.rglob("tokenizer_config.json")]
-    limits = [read_json(file).get(field) for file in files for field in ("max_seq_length", "model_max_length")]
-    return similarity, min((x for x in limits if x and x < 1e6), default=256)  # 1e30 is a tokenizer's word for none
 
 
 def diagnose(
@@ -82,22 +86,25 @@ def diagnose(
     right = np.array(judged).T  # (2, P) rows of queries and of the documents that answer them
     cache_folder, lists = Path(cache_folder).expanduser(), [collection.queries, collection.documents]
     config = EncoderConfig(model, max_length=limit if max_length is None else max_length)
-    (q, d), encoder = encode_lists(lists, SIDES, config, cache_folder, progress)
+    names = lambda side, row: collection.name_of(SIDES[side], row)  # noqa: E731
+    (q, d), encoder = encode_lists(lists, SIDES, config, cache_folder, progress, names)
     rankings = {name: evaluate.rank(collection.judgements, q, d, name, None) for name in SIMILARITIES}
     ndcg = {name: ranking.metrics([evaluate.METRIC])[evaluate.METRIC] for name, ranking in rankings.items()}
     findings = [_paired("similarity", ndcg[name], ndcg[used], name) for name in SIMILARITIES if name != used]
-    family = next((part for part in KNOWN["prompts"] if part in Path(model).name.casefold()), None)
-    if family and not any(encoder.prompts.values()):
-        prompted = EncoderConfig(model, None, *KNOWN["prompts"][family], max_length=config.max_length)
-        vectors, _ = encode_lists(lists, SIDES, prompted, cache_folder, progress)
-        asked = evaluate.rank(collection.judgements, *vectors, used, None).metrics([evaluate.METRIC])
-        findings.append(_paired("prompts", asked[evaluate.METRIC], ndcg[used], family))
+    family, asked = _family(model, encoder.prompts)
+    if asked != encoder.prompts:
+        prompted = EncoderConfig(model, None, *asked.values(), max_length=config.max_length)
+        vectors, _ = encode_lists(lists, SIDES, prompted, cache_folder, progress, names)
+        better = evaluate.rank(collection.judgements, *vectors, used, None).metrics([evaluate.METRIC])
+        findings.append(_paired("prompts", better[evaluate.METRIC], ndcg[used], family))
     lengths = {side: _lengths(vectors) for side, vectors in zip(SIDES, (q, d), strict=True)}
     varies = {side: length["cv"] >= VARIES for side, length in lengths.items()}
     by_length, tested = _by_length(rankings[used], *right, used != "cosine" and varies["document"])
     report = {
         "model": model, "collection": collection.name, "queries": len(q), "documents": len(d), "dimension": q.shape[1],
-        "declared": declared, "used": used, "max_length": config.max_length, "prompts": encoder.prompts, "family": family,
+        "declared": declared, "used": used, "max_length": config.max_length, "prompts": encoder.prompts, "family": family, "asked": asked,
+        "drop_self": collection.drop_self, "self_matches": collection.self_matches, "tolerated": collection.tolerated,
+        "own_results": 0 if collection.drop_self else collection.self_matches,
         "similarities": {name: _mean(values) for name, values in ndcg.items()}, "lengths": lengths, **by_length,
         "hubness": rankings[used].hubness(DEPTH), "statistics": _statistics(q[right[0]], d[right[1]], *right, used),
         "cut": dict(zip(SIDES, share_cut(lists, SIDES, config), strict=True)),
@@ -105,9 +112,18 @@ def diagnose(
     }  # fmt: skip
     _judge(report)
     better = [finding["of"] for finding in report["findings"] if finding["rule"] == "similarity" and finding["advice"]]
+    report |= _seen(report)
     report["best"] = max(better, key=lambda name: ndcg[name].mean(), default=used)
     report["store"] = KNOWN["stores"][report["best"] if any(varies.values()) else "unit"]
     return json.loads(pd.Series(report).to_json(double_precision=10))  # Python's own numbers, None for NaN
+
+
+def _family(model: str, prompts: dict[str, str]) -> tuple[str | None, dict[str, str]]:
+    """The model's family, by whole parts of its name, and each side's prompt: its own, or the family's where it has none."""
+    for name, wanted in KNOWN["prompts"].items():
+        if re.search(rf"(?<![a-z0-9]){name}(?![a-z0-9])", Path(model).name.casefold()):
+            return name, {side: prompts[side] or prompt for side, prompt in zip(SIDES, wanted, strict=True)}
+    return None, prompts
 
 
 def _mean(values: np.ndarray) -> dict[str, float]:
@@ -119,7 +135,8 @@ def _mean(values: np.ndarray) -> dict[str, float]:
 def _paired(rule: str, a: np.ndarray, b: np.ndarray, of: str = "") -> dict:
     """The finding that a is not b: their mean difference over the same queries, (Q,) each, with interval and test."""
     p = significance.paired_randomization_test(a, b).item()
-    return {"rule": rule, "of": of, **_mean(a - b), "p": p, "a": a.mean(), "b": b.mean()}
+    least = detectable(pd.Series(a - b, pd.Index([""] * len(a), name="dataset")))
+    return {"rule": rule, "of": of, **_mean(a - b), "p": p, "a": a.mean(), "b": b.mean(), "detectable": least}
 
 
 def _lengths(vectors: np.ndarray) -> dict:
@@ -185,6 +202,20 @@ def _judge(report: dict) -> None:
         finding |= {"evidence": rule["evidence"].format(**report | finding), "advice": rule["advice"] if bad else ""}
 
 
+def _seen(report: dict) -> dict:
+    """The headline, and detectable: the largest of the differences of nDCG that each test would just find, 0 where all rank alike."""
+    wrong = sum(finding["verdict"] == "wrong" for finding in report["findings"])
+    tested = [finding["detectable"] for finding in report["findings"] if finding["rule"] in ("similarity", "prompts")]
+    least, said = max(tested), "nothing found beyond chance; "
+    if wrong:
+        said = f"{wrong} thing{'s are' if wrong > 1 else ' is'} wrong beyond chance"
+    elif least:
+        said += f"{report['queries']:,} queries show differences of about {least:.3f} nDCG@10 or more"
+    else:
+        said += f"all similarities rank these {report['queries']:,} queries alike"
+    return {"headline": said, "detectable": least}
+
+
 def summary(report: dict) -> str:
     """A few lines for the terminal."""
     return PAGES.get_template("diagnose.txt").render(report).rstrip()
@@ -228,6 +259,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument(
         "--pairs", metavar="FILE", help="JSONL with query and document: each query's document is its answer"
     )
+    parser.add_argument("--drop-self", action="store_true", help="of --collection: a query's own document is no result")
     parser.add_argument("--json", metavar="FILE", help="write everything measured")
     parser.add_argument("--html", metavar="FILE", help="write one page with figures and advice")
     parser.add_argument(
@@ -236,10 +268,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", metavar="DIR", default="~/.cache/asymlib", help="vectors (default: %(default)s)")
 
 
+def check_output(path: str) -> None:
+    """InputError unless a file can be written there."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=Path(path).parent):
+            if Path(path).is_dir():
+                raise IsADirectoryError(0, "is a folder")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror.lower()})") from error
+
+
 def run(options: argparse.Namespace) -> int:
-    """0: healthy, 1: something is wrong beyond chance."""
-    collection = load_beir(options.collection, strict=False) if options.collection else None
-    if options.pairs:
+    """0: nothing found, 1: something is wrong beyond chance."""
+    for path in filter(None, (options.json, options.html)):
+        check_output(path)
+    if options.drop_self and not options.collection:
+        raise InputError(
+            "--drop-self: expected with --collection; pairs and docstrings leave a query's own text out anyway"
+        )
+    collection = None
+    if options.collection:
+        collection = load_beir(options.collection, strict=False, drop_self=options.drop_self or None)
+    elif options.pairs:
         collection = of_pairs(load_pairs(options.pairs))
     report = diagnose(options.model, collection, options.max_length, options.cache)
     if options.json:
