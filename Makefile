@@ -9,8 +9,8 @@ SHELL := /bin/bash
 # What the engine says of itself beside the one line of each job that starts or ends. Anything else, an error of its own, is shown.
 NOISE := ^(Using (workflow|shell|profile)|Assuming |Building DAG|Select jobs|Execute [0-9]+ jobs|Nothing to be done|Complete log|Elapsed time|RuleException:|CalledProcessError in|Command .set -euo pipefail|Exiting because a job|WorkflowError:$$|At least one job did not|Removing output files|Trying to restart|$$)
 # The config file is checked first; then jobs; then what is not done and why.
-run = $(BIN)/python workflow/config.py $(1) || exit; \
-	{ $(BIN)/snakemake --quiet rules progress host reason --cores $(JOBS) --configfile $(1) 2>&1 >&3 | (trap '' INT; grep --line-buffered -vE '$(NOISE)' >&2); \
+run = $(BIN)/python workflow/config.py "$(1)" || exit; \
+	{ $(BIN)/snakemake --quiet rules progress host reason --cores $(JOBS) --configfile "$(1)" 2>&1 >&3 | (trap '' INT; grep --line-buffered -vE '$(NOISE)' >&2); \
 	code=$${PIPESTATUS[0]}; } 3>&1; $(BIN)/python workflow/status.py --brief; exit $$code
 EXPORT = $(BIN)/python workflow/write_page.py
 

@@ -147,7 +147,8 @@ class Alarm:
         """The warnings that are new with this batch; of fewer than two pairs, not-finite alone.
 
         q: (B, D). d: (M, D), M >= B: row i is the positive of row i of q, rows from B on are negatives of all, as in info_nce.
-        Equal rows are one text, whose positives are positives of all its rows; most of more than SMALL: a collapse. same: (B, M) bool of further positives.
+        Equal rows are one text: positives of one query are positives of all its rows, unless so many are equal that they have
+        collapsed (more than 0.5 of all pairs of rows, in a batch of more than SMALL). same: (B, M) bool of further positives.
         """
         call, self._calls, first, halfway = float(self._calls), self._calls + 1, None, None
         try:
@@ -180,8 +181,8 @@ class Alarm:
         q, d = q[:ROWS].to(dtype), d[columns.to(d.device)].to(q.device, dtype)
         with torch.autocast(q.device.type, enabled=False):
             scores = losses.score_matrix(q, d, self.similarity)
-            positive = _one_text(q, len(q)).to(dtype) @ _one_text(d, len(q))[: len(q)].to(dtype) > 0
-            if len(q) > SMALL and positive[:, : len(q)].all():  # rows in a chain, each nearly equal to the next
+            positive = _one_text(q).to(dtype) @ _one_text(d)[: len(q)].to(dtype) > 0
+            if len(q) > SMALL and positive[:, : len(q)].float().mean() > 0.5:  # a collapse: no text is that common
                 positive = torch.eye(*positive.shape, dtype=torch.bool, device=q.device)
             positive |= same
             batch = (value[None, None] for value in (q, d, scores, positive))
@@ -201,11 +202,9 @@ class Alarm:
         return new
 
 
-def _one_text(z: Tensor, pairs: int) -> Tensor:
-    """(M, M) bool: rows with |a - b|^2 <= 1e-5 (|a|^2 + |b|^2), as one text has; in a collapse of the pairs, the row alone."""
+def _one_text(z: Tensor) -> Tensor:
+    """(M, M) bool: rows with |a - b|^2 <= 1e-5 (|a|^2 + |b|^2), as one text has."""
     z = z / z.abs().amax().clamp_min(losses.TINY)
     product = z @ z.mT
     both = product.diagonal().unsqueeze(-1) + product.diagonal()
-    equal = both - 2 * product <= 1e-5 * both
-    collapsed = pairs > SMALL and equal[:pairs, :pairs].float().mean() > 0.5  # 45 equal rows of 64 may be one text
-    return torch.eye(len(z), dtype=torch.bool, device=z.device) if collapsed else equal
+    return both - 2 * product <= 1e-5 * both

@@ -28,6 +28,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     and what stood at `path` before is untouched. A full disk (or quota) is an InputError that names `path`.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, expected a file")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

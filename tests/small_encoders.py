@@ -79,12 +79,12 @@ def build_two_encoders(folder):
     return save(folder / "two", Router.for_query_document([static_module(48)], [*bert_modules(folder)]), Normalize())
 
 
-def build_two_heads(folder, **arguments):
+def build_two_heads(folder, dims=(16, 16), **arguments):
     """A BERT, and behind it a Router: a Dense and a Dropout for queries, a Dense and a Normalize for documents."""
     from sentence_transformers.sentence_transformer.modules import Dense, Dropout, Normalize, Router
 
     bert = bert_modules(folder)
-    query, document = (Dense(48, 16, activation_function=torch.nn.Identity()) for _ in range(2))
+    query, document = (Dense(48, dim, activation_function=torch.nn.Identity()) for dim in dims)
     router = Router.for_query_document([query, Dropout(0.5)], [document, Normalize()])
     return save(folder / "heads", *bert, router, **arguments)
 
@@ -93,6 +93,14 @@ def store(folder, **fields):
     """Write fields, such as prompts, into the model's config_sentence_transformers.json."""
     path = folder / "config_sentence_transformers.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change_weights(folder, change):
+    """Store change(weights) in place of the weights, {name: array}, of the model's first module."""
+    from safetensors.numpy import load_file, save_file
+
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
 
 def plain(folder, texts, max_length, side=None, **arguments):

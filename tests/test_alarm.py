@@ -357,11 +357,46 @@ def test_a_cone_is_heard_though_every_positive_is_the_best():
     assert found.rule == "negative-cosine" and found.value == pytest.approx(0.99, abs=1e-6)
 
 
-@pytest.mark.parametrize("rows", [2, 64])
+@pytest.mark.parametrize("rows", [9, 64])
 def test_a_collapse_to_one_point_is_not_taken_for_one_document(rows):
     point = losses.normalize(draw(1, 32, seed=18)).expand(rows, -1)
     assert spoken(Alarm(0.05), point, point) == {"negative-cosine", "accuracy"}
     assert "accuracy" in spoken(Alarm(0.05), draw(rows, 32, seed=19), point)
+    d = torch.cat([point, losses.normalize(draw(rows, 32, seed=20))])  # mined negatives apart from the point
+    assert "accuracy" in spoken(Alarm(0.05), point, d)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("spread", [0, 0.001, 0.0028, 0.003, 0.0032, 0.0034, 0.01])
+def test_rows_that_are_nearly_one_point_have_collapsed(spread, dtype):
+    z = losses.normalize(draw(1, 128, seed=18)) + spread * losses.normalize(draw(64, 128, seed=19))
+    assert "negative-cosine" in spoken(Alarm(0.05), z.to(dtype), z.to(dtype))
+
+
+@pytest.mark.parametrize("equal", [48, 60, 63])
+def test_most_rows_of_a_batch_at_one_point_have_collapsed(equal):
+    z = losses.normalize(draw(64, 128, seed=18))
+    z[:equal] = z[0]
+    (found,) = [one for one in Alarm(0.05)(z, z) if one.rule == "accuracy"]
+    assert found.value == (64 - equal) / 64
+    z[:32], z[32:] = z[0], losses.normalize(draw(32, 128, seed=19))
+    assert Alarm(0.05)(z, z) == []  # 32 may be one text
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 8])
+def test_a_small_batch_of_one_text_is_no_collapse(rows):
+    z = losses.normalize(draw(2 * rows, 32, seed=18))
+    pair, limits = z[:1].expand(rows, -1), Limits(cosine_low=-1)
+    assert Alarm(0.05)(pair, pair) == []
+    assert Alarm(0.05, limits=limits)(z[:rows], pair) == []  # queries of one document
+    near = losses.normalize(z[:1] + 0.3 * z[:rows])  # positives of one query, and mined negatives
+    assert Alarm(0.05)(pair, torch.cat([near, z[rows:]])) == []
+
+
+def test_one_pair_that_is_not_finite_speaks_at_every_call():
+    z, lost, alarm = torch.ones(1, 3), torch.full((1, 3), math.nan), Alarm(0.05)
+    said = [spoken(alarm, *batch) for batch in ((z, z), (lost, z), (lost, z), (z, torch.cat([z, -lost])), (z, z))]
+    assert said == [set(), {"not-finite"}, {"not-finite"}, {"not-finite"}, set()]
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (0, 3), (3,), ()])

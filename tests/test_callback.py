@@ -215,6 +215,16 @@ def test_stop_ends_the_training_at_the_first_finding(bert, tmp_path):
     assert callback.findings[-1].epoch == trainer.state.global_step / 4
 
 
+@pytest.mark.parametrize("every", [2, 100])
+def test_the_step_that_stop_ends_with_is_in_the_history(bert, tmp_path, every):
+    loss = make_loss(bert)
+    callback = MagnitudeCallback(loss, stop=True, alarm=Alarm(0.05, limits=Limits(std_growth=1.01), warm_up=1))
+    trainer = train(loss, tmp_path, callback, learning_rate=1e-2, num_train_epochs=8, logging_steps=every)
+    table, last = wide(callback.history, "train"), trainer.state.global_step
+    assert table["step"].tolist() == sorted({*range(every, last + 1, every), last})
+    assert table["findings"].iloc[-1] == len(callback.findings) > 0
+
+
 def test_a_loss_is_as_before_also_after_an_error(bert, tmp_path):
     loss = make_loss(bert)
     seen = []

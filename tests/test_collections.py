@@ -214,6 +214,43 @@ def test_a_query_that_is_a_document_is_noticed_and_left_out_on_demand(tmp_path, 
     assert not caplog.text
 
 
+@pytest.mark.parametrize(
+    ("title", "text", "query", "same"),
+    [
+        ("", "Where do apples grow", "where do apples grow", 1),
+        ("", "where do apples grow.", "where do apples grow", 1),
+        ("", "where do apples grow", "where do apples grow?", 1),
+        ("Fox", "text", "Fox. text", 1),
+        ("", "caf\u00e9 cr\u00e8me", "cafe\u0301 cre\u0300me", 1),
+        ("", "\uff21\uff42\uff43", "abc", 1),
+        ("A long title", "text", "a long title", 1),  # the title alone
+        ("A long title of many words", "text", "Text", 1),  # the text alone
+        ("A title", "where do apples grow", "do apples grow", 0),
+        ("", "\u0915\u0940", "\u0915\u093e", 0),
+    ],
+)
+def test_a_self_match_is_one_whatever_its_case_end_mark_and_unicode_form(tmp_path, caplog, title, text, query, same):
+    corpus = [{"_id": "q1", "title": title, "text": text}, CORPUS[0]]
+    write_beir(tmp_path / "food", corpus, [{"_id": "q1", "text": query}], ["q1\ta\t1"])
+    assert load_beir(tmp_path / "food").self_matches == same
+    assert bool(caplog.text) == bool(same)
+
+
+def test_relevant_documents_that_drop_self_takes_away_are_counted(tmp_path):
+    write_beir(tmp_path / "food", SELF, qrels=["q1\tq1\t1", "q1\ta\t1", "q2\tb\t1"])
+    for drops, count in ((True, 1), (False, 0)):
+        assert load_beir(tmp_path / "food", drop_self=drops).tolerated["dropped_relevant"] == count
+    found = load_beir(tmp_path / "food", drop_self=True)
+    rows = np.array([[0, -1], [1, -1]])  # the best order without q1 itself; the ideal has it: 1 / (1 + 1 / log2(3))
+    assert found.judgements.scores(rows, ["ndcg@2"])["ndcg@2"] == pytest.approx([0.6131, 1], abs=1e-4)
+
+
+def test_an_error_names_a_text_by_its_id_and_its_beginning(tmp_path):
+    found = load_beir(write_beir(tmp_path / "food"))
+    assert found.name_of("document", 1) == "food, document b ('Bread is baked')"
+    assert found.name_of("query", 0) == "food, query q1 ('where do apples grow')"
+
+
 ODD_QRELS = [*QRELS, "q1\tlost\t1", "q1\tc\t-2", "q9\ta\t1", "q3\tb\t-1"]
 
 
@@ -223,7 +260,8 @@ def test_without_strictness_unfindable_documents_stay_and_unjudgeable_queries_go
     collection = load_beir(tmp_path / folder, strict=strict)
     assert collection.qrels == {"q1": {"a": 1, "b": 0, "lost": 1, "c": 0}, "q2": {"b": 2, "c": 1}}
     assert counts(collection)[-1] == 1
-    assert collection.tolerated == {"missing_documents": 1, "unknown_queries": 1, "queries_left_out": 1}
+    counted = {"missing_documents": 1, "unknown_queries": 1, "queries_left_out": 1}
+    assert collection.tolerated == counted | {"dropped_relevant": 0}
     assert collection.drop_self == (folder == "arguana")
     assert load_beir(write_beir(tmp_path / "clean"), strict=False).tolerated == dict.fromkeys(collection.tolerated, 0)
 

@@ -20,6 +20,9 @@ from config import read_config, read_family
     [
         ("recipez: [a]", "recipez: Extra inputs are not permitted .keys: study, studies, recipes"),
         ("seeds: [one]", "seeds.0: Input should be a valid integer"),
+        ("seeds: [0, 0]", "seeds: one stands twice"),
+        ("seeds: [-1]", "seeds.0: Input should be greater than or equal to 0"),
+        ("seeds: [99999999999999999999999]", "seeds.0: Input should be less than 9223372036854775808"),
         ("study: t", "study: 't' is not one of s"),
         ("study: 7", "study: Input should be a valid string, found 7; quote it"),
         ("recipes: [a, 1e-3]", "recipes.1: Input should be a valid string, found 0.001; quote it"),

@@ -170,12 +170,21 @@ def test_a_healthy_model_is_healthy_and_leaves_with_0(tmp_path, capsys):
     arguments = [tmp_path / "healthy", "--pairs", tmp_path / "words.jsonl", "--json", files[0], "--html", files[1]]
     assert main(["diagnose", *map(str, arguments), "--cache", str(tmp_path / "cache")]) == 0
     shown = capsys.readouterr().out
-    assert "on words: 300 queries, 300 documents" in shown and "healthy: nothing is wrong beyond chance" in shown
+    assert (
+        "on words: 300 queries, 300 documents" in shown
+        and "nothing found beyond chance; all similarities rank these 300" in shown
+    )
     report = json.loads(files[0].read_text())
     assert {row["verdict"] for row in report["findings"]} == {"fine"}
-    assert {row["rule"] for row in report["findings"]} == {"similarity", "cut", "zero", "cone"}  # lengths are all 1
+    assert {row["rule"] for row in report["findings"]} == {
+        "similarity",
+        "cut",
+        "zero",
+        "own",
+        "cone",
+    }  # lengths are all 1
     assert report["declared"] is not None and report["store"].startswith("inner product: all vectors have the same")
-    assert "Healthy." in files[1].read_text()
+    assert "Nothing found beyond chance; all similarities" in files[1].read_text()
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
@@ -220,14 +229,35 @@ def test_prompts_that_a_family_needs_are_tried_when_they_are_missing(tmp_path, l
     extra = [("query", -4 * up), ("passage", -12 * up), (":", 0 * up)]
     build(tmp_path / "e5-tiny", vectors_of_words() + up, extra=extra, similarity_fn_name="dot")
     report, found = look(tmp_path / "e5-tiny")
-    row = found["prompts", "e5-"]
-    assert row["verdict"] == "wrong" and row["value"] > 0.01 and row["low"] > 0 and report["family"] == "e5-"
-    assert "prompts" in row["advice"] and "(the authors of e5- ask for one)" in tool.summary(report)
+    row = found["prompts", "e5"]
+    assert row["verdict"] == "wrong" and row["value"] > 0.01 and row["low"] > 0 and report["family"] == "e5"
+    assert "prompts" in row["advice"] and '(the authors of e5 ask for "query: ")' in tool.summary(report)
     stored = {"query": "query: ", "document": "passage: "}
     build(tmp_path / "e5-with", vectors_of_words() + up, extra=extra, similarity_fn_name="dot", prompts=stored)
     report, found = look(tmp_path / "e5-with")
-    assert report["prompts"] == stored and ("prompts", "e5-") not in found
+    assert report["prompts"] == stored and ("prompts", "e5") not in found
     assert report["similarities"]["dot"]["value"] == pytest.approx(row["a"])
+    build(
+        tmp_path / "e5-half",
+        vectors_of_words() + up,
+        extra=extra,
+        similarity_fn_name="dot",
+        prompts={"query": "query: ", "passage": "passage: "},
+    )  # nothing asks for a prompt of this name
+    report, found = look(tmp_path / "e5-half")
+    assert report["prompts"] == {"query": "query: ", "document": ""} and report["asked"] == stored
+    assert found["prompts", "e5"]["a"] == pytest.approx(row["a"])
+    text = tool.summary(report)
+    assert 'prompt of document: none (the authors of e5 ask for "passage: ")' in text and text.count("authors") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("finetune5-v2", None), ("my-e5", "e5"), ("multilingual-e5-large-instruct", "e5-large-instruct"),
+     ("e5-mistral-7b-instruct", "e5-mistral"), ("bge-base-en-v1.5", "bge-base-en"), ("bge-m3", None)],
+)  # fmt: skip
+def test_a_family_is_whole_parts_of_a_name(name, family):
+    assert tool._family(f"some/{name}", {"query": "", "document": ""})[0] == family
 
 
 def test_all_vectors_alike_and_a_text_without_a_word(tmp_path, look, collection):
@@ -240,6 +270,54 @@ def test_all_vectors_alike_and_a_text_without_a_word(tmp_path, look, collection)
     texts = pairs(30)
     _, found = look(tmp_path / "plain", tool.of_pairs(Pairs("holes", texts.queries, ["unknown", *texts.documents[1:]])))
     assert found["zero", ""]["verdict"] == "note" and found["zero", ""]["value"] == 1
+
+
+def test_pairs_both_ways_do_not_find_themselves(tmp_path, look):
+    build(tmp_path / "plain", vectors_of_words())
+    texts = pairs(60)
+    both = Pairs("both", texts.queries + texts.documents, texts.documents + texts.queries)
+    report, found = look(tmp_path / "plain", tool.of_pairs(both))
+    assert report["similarities"]["cosine"]["value"] > 0.7  # 0.63 is what the second place gives
+    assert report["self_matches"] == 120 and report["drop_self"] and found["own", ""]["verdict"] == "fine"
+    assert "queries that are documents: 120, no results of their own" in tool.summary(report)
+    other = tool.of_pairs(Pairs("same", [*texts.queries, "w1 w2"], [*texts.documents, "w1 w2"]))
+    report, _ = look(tmp_path / "plain", other)
+    assert (report["queries"], report["documents"], report["tolerated"]) == (60, 60, {"pairs_of_one_text": 1})
+    assert "let pass: pairs of one text: 1" in tool.summary(report)
+    assert "let pass in the collection: pairs of one text</td>" in tool.page(report)
+
+
+def test_what_a_few_queries_could_not_see_is_said(tmp_path, look, collection):
+    build(tmp_path / "plain", vectors_of_words(np.where(np.arange(200) < 20, 1.05, 1.0)), similarity_fn_name="cosine")
+    report, found = look(tmp_path / "plain", tool.of_pairs(pairs(45)))
+    gaps = [found["similarity", name]["detectable"] for name in ("dot", "euclidean")]
+    assert wrong(found) == set() and report["detectable"] == max(gaps) > 0.005
+    said = f"nothing found beyond chance; 45 queries show differences of about {max(gaps):.3f} nDCG@10 or more"
+    assert report["headline"] == said and said in tool.summary(report) and said[1:] in tool.page(report)
+    assert "ealthy" not in tool.page(report).split("<h2>Rules")[0]
+
+
+def test_own_documents_of_a_collection_are_noted_and_dropped(tmp_path, capsys):
+    build(tmp_path / "plain", vectors_of_words())
+    texts = pairs(40)
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    rows = [{"_id": f"d{i}", "text": text} for i, text in enumerate(texts.documents)]
+    asked = [{"_id": f"q{i}", "text": text} for i, text in enumerate(texts.queries)]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, [*rows, *asked])))
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    judged = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{i}\t1" for i in range(40)), "q0\tgone\t1", "none\td1\t1"]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(judged))
+    command = ["diagnose", str(tmp_path / "plain"), "--cache", str(tmp_path / "cache")]
+    main([*command, "--collection", str(folder)])
+    shown = capsys.readouterr().out
+    assert "note: Queries are their own results" in shown and "--drop-self" in shown
+    assert "missing documents: 1" in shown and "unknown queries: 1" in shown
+    main([*command, "--collection", str(folder), "--drop-self"])
+    shown = capsys.readouterr().out
+    assert "queries that are documents: 40, no results of their own" in shown and "note: Queries" not in shown
+    with pytest.raises(InputError, match="--drop-self: expected with --collection"):
+        main([*command, "--drop-self"])
 
 
 # ----------------------------------------------------------------------------------------------- pages and input
@@ -274,6 +352,25 @@ def test_what_cannot_be_diagnosed_is_said_in_one_sentence(tmp_path, look, declar
     build(tmp_path / "model", vectors_of_words(), similarity_fn_name=declared)
     with pytest.raises(InputError, match=message):
         look(tmp_path / "model", tool.of_pairs(pairs(count)))
+
+
+def test_a_text_without_a_finite_vector_is_named(tmp_path, look):
+    build(tmp_path / "nan", vectors_of_words(), extra=[("bad", np.full((1, 32), np.nan))])
+    texts = pairs(20)
+    other = Collection("mine", [f"d{i}" for i in range(20)], [*texts.documents[:19], "bad"],
+                       [f"q{i}" for i in range(20)], texts.queries, {f"q{i}": {f"d{i}": 1} for i in range(20)})  # fmt: skip
+    with pytest.raises(InputError, match="mine, document d19"):
+        look(tmp_path / "nan", other)
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, option):
+    monkeypatch.setattr(tool, "diagnose", lambda *_: pytest.fail("worked first"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a folder"):
+        main(["diagnose", "all-MiniLM-L6-v2", option, str(tmp_path)])
+    with pytest.raises(OSError, match="file"):  # one line by run_command
+        main(["diagnose", "all-MiniLM-L6-v2", option, str(tmp_path / "file" / "report")])
 
 
 def test_input_that_is_not_there(tmp_path, capsys):

@@ -12,10 +12,27 @@ import numpy as np
 import pytest
 
 from asymlib.encoding.encode import encode
-from asymlib.encoding.encoder import EMBEDDED_PACKAGE, EMBEDDED_SHA256, EncoderConfig, find_encoder, load_model
+from asymlib.encoding.encoder import (
+    EMBEDDED_PACKAGE,
+    EMBEDDED_SHA256,
+    EncoderConfig,
+    find_encoder,
+    load_model,
+    longest,
+)
 from asymlib.errors import InputError
 from asymlib.files import sha256_file
-from tests.small_encoders import bert_modules, build_two_encoders, plain, save, store, stored
+from tests.small_encoders import (
+    bert_modules,
+    build_static,
+    build_two_encoders,
+    build_two_heads,
+    change_weights,
+    plain,
+    save,
+    store,
+    stored,
+)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +224,12 @@ def test_code_that_comes_with_the_weights_is_refused(tmp_path, bert):
         ("tokenizer.json", b"\xff"),
         ("sentence_bert_config.json", b"[1]"),
         ("1_Pooling/config.json", b"{"),
+        ("modules.json", b'[{"path": "", "type": "sentence_transformers.models.Transformer"}]'),
         ("config_sentence_transformers.json", b"[]"),
+        *(
+            ("config_sentence_transformers.json", b'{"truncate_dim": %s}' % dim)
+            for dim in (b'"16"', b"0", b"-3", b"1.5")
+        ),
         ("config_sentence_transformers.json", b'{"prompts": ["a"]}'),
         ("config_sentence_transformers.json", b'{"prompts": {"query": 3}}'),
         ("config_sentence_transformers.json", b'{"prompts": {"query": "\\ud83d"}}'),
@@ -235,6 +257,67 @@ def test_longer_than_the_model_allows(tmp_path, kind, most):
         InputError, match=f"EncoderConfig.max_length: model takes at most {most} tokens, got {most + 1}"
     ):
         encode([text], replace(config, max_length=most + 1), tmp_path)
+
+
+def renamed(weights):
+    return {name.replace("encoder.layer", "encoder.layers"): value for name, value in weights.items()}
+
+
+def without(*parts):
+    return lambda weights: {k: v for k, v in weights.items() if not any(part in k for part in parts)}
+
+
+@pytest.mark.parametrize(
+    "change, lost", [(renamed, 32), (without("encoder.layer.1."), 16), (without("embeddings.LayerNorm.bias"), 1)]
+)
+@pytest.mark.parametrize("foreign", [False, True])
+def test_weights_that_lack_parameters_are_refused(tmp_path, bert, change, lost, foreign):
+    folder = shutil.copytree(bert, tmp_path / "model")
+    if foreign:
+        alter(folder, "config.json", lambda data: b'{"auto_map": {"AutoModel": "someone/code--mine.Model"},' + data[1:])
+        assert len(encode(["w1"], EncoderConfig(str(folder), max_length=32, device="cpu"), tmp_path / "fine")) == 1
+    change_weights(folder, change)
+    with pytest.raises(InputError, match=rf"{folder}: .*\({lost} parameters are in no file, so random, as e") as caught:
+        encode(["w1"], EncoderConfig(str(folder), max_length=32, device="cpu"), tmp_path / "cache")
+    assert ("Python code of its own, which is refused here" in str(caught.value)) == foreign
+    assert stored(tmp_path / "cache") == 0 and "\n" not in str(caught.value)
+
+
+def test_a_pooler_that_nothing_takes_may_be_missing(tmp_path, bert, config):
+    folder = shutil.copytree(bert, tmp_path / "model")
+    change_weights(folder, without("pooler."))
+    vectors = encode(["w1"], replace(config, model=str(folder)), tmp_path, progress=False)
+    np.testing.assert_array_equal(vectors, encode(["w1"], config, tmp_path, progress=False))
+
+
+def test_a_layer_of_another_width_is_refused(tmp_path):
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    folder = save(tmp_path / "model", *bert_modules(tmp_path), Dense(32, 16))
+    with pytest.raises(InputError, match=f"{folder}: .*cannot load this model"):
+        encode(["w1"], EncoderConfig(str(folder), max_length=32, device="cpu"), tmp_path / "cache")
+
+
+def test_sides_of_two_dimensions_are_refused_unless_they_are_cut_to_one(tmp_path):
+    folder = build_two_heads(tmp_path, dims=(16, 24))
+    config = EncoderConfig(str(folder), max_length=32, device="cpu")
+    with pytest.raises(InputError, match="queries and documents are to have one dimension, not 16 and 24"):
+        encode([], config, tmp_path / "cache")
+    store(folder, truncate_dim=8)
+    assert encode(["w1"], config, tmp_path / "cache", progress=False).shape == (1, 8)
+
+
+def test_the_longest_text_that_a_model_takes(tmp_path, bert):
+    offset = save(tmp_path / "offset", *bert_modules(tmp_path, kind="Roberta"))  # 64 positions, counted from 2
+    short = shutil.copytree(bert, tmp_path / "short")
+    alter(
+        short, "tokenizer_config.json", lambda data: data.replace(b'"model_max_length": 64', b'"model_max_length": 48')
+    )
+    folders = {bert: 64, offset: 62, short: 48, build_static(tmp_path): 256}
+    assert {folder: longest(EncoderConfig(str(folder), device="cpu")) for folder in folders} == folders
+    assert longest(EncoderConfig(device="cpu")) == 256
+    for folder, most in folders.items():
+        assert len(encode(["w1 " * 300], EncoderConfig(str(folder), max_length=most, device="cpu"), tmp_path)) == 1
 
 
 def test_the_shortest_route_of_a_router_decides(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import ArgumentParser
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,14 @@ from asymlib import checkpoints, evaluate, heads, losses, magnitude
 from asymlib.encoding.encode import encode
 from asymlib.encoding.encoder import EncoderConfig, find_encoder
 from asymlib.errors import InputError
+from asymlib.files import project_path
 from asymlib.recipes import Recipe
 from asymlib.report import tables
-from asymlib.tools.export import export
+from asymlib.tools import export as tool
+from asymlib.tools.export import export, stored
 from asymlib.tools.main import main
 from asymlib.train import TrainedRun
-from tests.small_encoders import some_texts
+from tests.small_encoders import some_texts, store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUERIES, DOCUMENTS = some_texts(12, seed=1, longest=60), some_texts(40, seed=2, longest=60)  # some are cut
@@ -165,6 +168,7 @@ def test_the_card_tells_where_it_comes_from(tmp_path, config):
     assert told["identity"] == find_encoder(config).identity
     assert " ".join(card.split("```\n")[1].split("\n")[1].split()) == "held out 300 0.5123 0.0101 0.0303"
     assert "The similarity is dot" in card and "Not good for" in card and "Texts are cut to 24 tokens" in card
+    assert "Means over the study's seeds" not in card and "empty texts" in card
     bare = export(tmp_path / "bare", config, recipe, {}, {})
     assert "No results were given" in (bare / "README.md").read_text()
     assert str(tmp_path) not in card
@@ -217,8 +221,8 @@ def runs(tmp_path, config):
 
 def test_the_command_exports_one_seed(tmp_path, config, cache, runs, capsys):
     command, saved = runs
-    table = pd.DataFrame([("mine", "scifact", "ndcg@10", 0.61234), ("other", "scifact", "ndcg@10", 0.5)])
-    table.columns = ["system", "dataset", "metric", "mean"]
+    rows = [("mine", "scifact", "ndcg@10", 0.61234, 0.00721, 3), ("other", "scifact", "ndcg@10", 0.5, 0.1, 3)]
+    table = pd.DataFrame(rows, columns=["system", "dataset", "metric", "mean", "sd", "seeds"])
     tables.write_table(tmp_path / "results", "systems.csv", table, {"data": {}})
     out = str(tmp_path / "model")
     assert main([*command, "--seed", "4", "--out", out, "--results", str(tmp_path / "results")]) == 0
@@ -229,7 +233,9 @@ def test_the_command_exports_one_seed(tmp_path, config, cache, runs, capsys):
     told = json.loads(card.split("```json\n")[1].split("```")[0])
     assert (told["study"], told["seed"], told["epoch"], told["validation_loss"]) == ("a" * 64, 4, 1, 1.5)
     assert told["lengths"] == {"length.query.mean": 5.25, "length.document.mean": 5.25}
-    assert "0.6123" in card and "other" not in card.split("```")[1]
+    shown = card.split("```")[1].split()
+    assert shown == ["dataset", "metric", "mean", "sd", "seeds", "scifact", "ndcg@10", "0.6123", "0.0072", "3"]
+    assert "Means over the study's seeds, of which this model is one:\n```" in card
 
 
 @pytest.mark.parametrize(
@@ -237,14 +243,52 @@ def test_the_command_exports_one_seed(tmp_path, config, cache, runs, capsys):
     [
         (["--seed", "5"], "--seed 5: expected a run that did not diverge: 0, 4"),
         (["--seed", "1"], "--seed 1: expected a run that did not diverge: 0, 4"),
-        (["--max-length", "30"], "trained with encoder [0-9a-f]{64}, not [0-9a-f]{64}; give its options"),
-        (["--document-prompt", ""], "trained with encoder [0-9a-f]{64}, not [0-9a-f]{64}; give its options"),
+        (["--max-length", "30"], r"prompts that it was trained with: --max-length 24, prompts 'w7 w9 : ' and 'w3 : ' "),
+        (["--document-prompt", ""], "give the --max-length and prompts that it was trained with$"),
     ],
 )
 def test_the_command_refuses_other_encoders_and_seeds(tmp_path, runs, changes, message):
     with pytest.raises(InputError, match=message):
         main([*runs[0], "--out", str(tmp_path / "model"), *changes])
     assert not (tmp_path / "model").exists()
+
+
+def test_the_options_that_heads_were_trained_with_are_found_among_the_usual_ones(runs, bert, tmp_path):
+    folder, command = runs[0][1], ["export", runs[0][1], "--encoder", str(bert), "--out", str(tmp_path / "model")]
+    checkpoints.save_runs(folder, runs[1], encoder=find_encoder(EncoderConfig(str(bert), max_length=17)).key)
+    with pytest.raises(InputError, match=r"trained with: --max-length 17, prompts None and None \(None: left out\)$"):
+        main([*command, "--query-prompt", "w1", "--max-length", "17"])
+    with pytest.raises(InputError) as caught:
+        main([*command, "--max-length", "18"])
+    assert "--max-length 17" in str(caught.value) and len(str(caught.value)) < 400
+    full = tmp_path / "full"
+    (full / "a").mkdir(parents=True)
+    with pytest.raises(InputError, match="full: holds something already"):  # before heads are read
+        main(["export", str(tmp_path / "no heads"), "--encoder", str(bert), "--out", str(full)])
+
+
+def test_the_length_is_the_models_own_where_none_is_given(tmp_path, bert):
+    assert stored(bert) == ("cosine", 64)
+    model = load(export(tmp_path / "model", str(bert), Recipe(name="r"), trained("linear", "both"), {}))
+    assert model.max_seq_length == 64
+    for given, expected in (([], 64), (["--max-length", "20"], 20)):
+        parser = ArgumentParser()
+        tool.add_encoder_arguments(parser, "")
+        options = parser.parse_args(["--encoder", str(bert), "--out", "x", *given])
+        assert tool.encoder_config(options) == EncoderConfig(str(bert), max_length=expected)
+
+
+def test_a_declared_similarity_is_one_that_is_known(tmp_path, bert):
+    shutil.copytree(bert, tmp_path / "model")
+    store(tmp_path / "model", similarity_fn_name="dot")
+    assert stored(tmp_path / "model")[0] == "dot"
+    store(tmp_path / "model", similarity_fn_name="manhattan")
+    with pytest.raises(InputError, match="similarity_fn_name 'manhattan'; expected one of cosine, dot, euclidean"):
+        stored(tmp_path / "model")
+
+
+def test_the_example_of_the_help_is_the_readmes():
+    assert f"\n{tool.EXAMPLE}\n" in project_path("README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -53,6 +53,15 @@ def test_after_any_error_the_old_file_stands_and_no_half_file_is_left(tmp_path, 
     assert [p.read_text() for p in tmp_path.iterdir()] == ([old] if old else [])
 
 
+@pytest.mark.parametrize("path", [".", "", "..", "folder", "/"])
+def test_a_folder_is_not_a_file_to_write(tmp_path, monkeypatch, path):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="a folder, expected a file"):
+        files.write_text(path, "text")
+    assert [(p.name, list(p.iterdir())) for p in tmp_path.iterdir()] == [("folder", [])]
+
+
 def test_a_disk_that_is_really_full_is_noticed(tmp_path, monkeypatch):
     (tmp_path / "file.json").write_text("{}")
     full_disk(monkeypatch)

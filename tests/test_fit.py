@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -126,7 +127,13 @@ def test_compare_by_hand():
     documents, queries = np.eye(4, dtype=np.float32), np.zeros((4, 4), dtype=np.float32)
     queries[0, 0], queries[1, :2], queries[2], queries[3, 3] = 1, (1, 0.5), (0.3, 0.2, 1, 0.1), 1
     frame = pd.DataFrame(
-        {"q": [0, 1, 2, 3], "d": [0, 1, 3, 3], "group": [5, 5, 6, 7], "part": [TEST, TEST, MET, TRAIN]}
+        {
+            "id": list("abcd"),
+            "q": [0, 1, 2, 3],
+            "d": [0, 1, 3, 3],
+            "group": [5, 5, 6, 7],
+            "part": [TEST, TEST, MET, TRAIN],
+        }
     )
     head = {"query.weight": np.eye(4), "query.bias": np.zeros(4)}  # sends e2 to e3
     head["query.weight"][2:, 2:] = [[0, 1], [1, 0]]
@@ -193,6 +200,7 @@ def test_nothing_better_is_exit_code_3_and_no_folder(tmp_path, encoder, quick, c
     assert main([*arguments, "--out", str(tmp_path / "model")]) == 3
     out = capsys.readouterr().out
     assert "nothing beats the frozen encoder" in out and "not met" in out
+    assert re.search(r"was the best of the others: [+-]0\.\d{4} \[.*\] on 67 queries; about 0\.\d{4} or more", out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "pairs.jsonl"]
 
 
@@ -227,13 +235,76 @@ def test_a_query_of_unknown_words_stops_nothing(tmp_path, encoder, quick):
 
 def test_too_few_pairs_and_a_full_folder_are_refused_at_once(tmp_path, encoder):
     pairs = write(tmp_path / "pairs.jsonl", some_pairs(100, 1) * 5)  # repeats are no further pairs
-    with pytest.raises(
-        InputError, match=r"pairs.jsonl: too few distinct pairs, .*'select': 15.*; expected 427 or more"
-    ):
+    expected = (
+        r"pairs.jsonl: 100 distinct pairs, 100 groups of 1 to 1: .*'select': 15.*; expected 64 or more in each of train"
+    )
+    with pytest.raises(InputError, match=expected):
         fit(pairs, encoder, tmp_path / "model", cache=tmp_path / "cache")
     with pytest.raises(InputError, match="holds something already"):
         fit(pairs, encoder, tmp_path, cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([(f"q{i}", "the one answer") for i in range(500)], r"fewer than 10 distinct documents \(1\)"),
+        (
+            [("q", f"d{i}") for i in range(565)],
+            r"565 distinct pairs, 1 groups of 1 to 565.*pairs that share a text stay together",
+        ),
+        (some_pairs(432, 1)[:420], r"'test': 63.*expected 64 or more in each of train, select, test"),
+        ([(f"q{i}", f"q{i}") for i in range(500)], r"fewer than 10 distinct documents \(0\)"),
+    ],
+)
+def test_pairs_that_cannot_be_split_are_refused_with_what_is_needed(tmp_path, encoder, pairs, message):
+    with pytest.raises(InputError, match=message):
+        fit(write(tmp_path / "p.jsonl", pairs), encoder, tmp_path / "model", cache=tmp_path / "cache")
+
+
+def test_a_seed_and_a_similarity_that_cannot_be_are_refused_before_the_search(tmp_path, encoder, monkeypatch):
+    monkeypatch.setattr(tool, "encode_lists", lambda *_, **__: pytest.fail("encoded first"))
+    pairs = write(tmp_path / "pairs.jsonl", some_pairs(450, 1))
+    with pytest.raises(InputError, match=r"seed: expected a whole number from 0 .* got -1"):
+        fit(pairs, encoder, tmp_path / "model", seed=-1)
+    with pytest.raises(InputError, match="similarity_fn_name 'manhattan'; expected one of"):
+        fit(pairs, build_encoder(tmp_path / "other", "manhattan"), tmp_path / "model")
+
+
+def test_a_query_that_is_a_document_does_not_find_itself():
+    # queries 0 and 1 are the texts of documents 1 and 0; each is the other's answer and nearest to itself
+    queries, documents = np.float32([[1, 0], [0.6, 0.8]]), np.float32([[0.6, 0.8], [1, 0], [0, 1]])
+    frame = pd.DataFrame({"id": ["1", "0"], "q": [0, 1], "d": [0, 1], "group": [0, 1], "part": [TEST, TEST]})
+    table = compare(frame, [queries, documents], {"frozen": (Recipe(name="a", head="none", similarity="cosine"), {})})
+    # query 0 finds document 0 first; query 1 has 0.8 with document 2 and 0.6 with its answer, which is second
+    assert table.loc[0, METRIC] == pytest.approx((1 + 1 / np.log2(3)) / 2)
+
+
+def test_pairs_both_ways_are_judged_without_themselves(tmp_path, encoder, quick):
+    pairs = some_pairs(300, 0)
+    both = [*pairs, *((document, query) for query, document in pairs), ("t1 t2", "t1 t2")]
+    path = write(tmp_path / "pairs.jsonl", both)
+    _, results = fit(path, encoder, tmp_path / "model", cache=tmp_path / "cache")
+    found = results.set_index(["answers", "system"]).loc[("all", "frozen"), METRIC]
+    assert found > 0.85  # a text that finds itself first leaves 0.63 at most
+    assert "left out: 1 pairs of a text with itself" in results.attrs["notes"]
+
+
+def test_an_encoder_by_name_takes_its_own_length(tmp_path, encoder, monkeypatch):
+    taken = []
+    monkeypatch.setattr(tool, "stored", lambda folder: (None, 77))
+    monkeypatch.setattr(
+        tool,
+        "encode_lists",
+        lambda lists, sides, config, *_, **how: taken.extend([config, how["name"], lists]) or 1 / 0,
+    )
+    pairs = write(tmp_path / "pairs.jsonl", some_pairs(450, 1))
+    write_lines(corpus := tmp_path / "corpus.jsonl", [{"_id": "a", "title": "", "text": "t1 t2 other"}])
+    with pytest.raises(ZeroDivisionError):
+        fit(pairs, encoder.model, tmp_path / "model", corpus)
+    config, name, lists = taken
+    assert config.max_length == 77 and len(lists[1]) == 451
+    assert name(1, 450) == f"{corpus}:1" and name(0, 2) == f"{pairs}, distinct query 3"
 
 
 @pytest.mark.parametrize("name", ["fit", "export"])
@@ -242,4 +313,4 @@ def test_the_example_of_the_help_can_be_parsed(name):
 
     example = import_module(f"asymlib.tools.{name}").EXAMPLE
     options = parser_of(name).parse_args(example.split()[1:])
-    assert options.out == "my-model" and options.seed == 0
+    assert options.out and options.seed == 0

@@ -144,3 +144,13 @@ def test_whitening_with_fewer_documents_than_dimensions_stays_finite():
     assert np.isfinite(heads.project(few, "query", skewed())).all()
     # the largest eigenvalue is at least the mean, 1, so none counts as less than 1e-6: a factor of at most 1e-6^(-1/2)
     assert float(few["shared.weight"].abs().max()) <= 1e3
+
+
+@pytest.mark.parametrize("head", ["linear", "residual", "deep"])
+def test_a_zero_vector_stays_zero_after_a_head_with_a_bias(head):
+    parameters = heads.start_heads(head, "random", "both", DIM, seed=4)
+    x = vectors(5).numpy().copy()
+    x[2] = 0
+    z = heads.project(parameters, "query", x, chunk=2)
+    assert z.any(1).tolist() == [True, True, False, True, True]
+    np.testing.assert_allclose(z[:2], heads.apply_head(parameters, "query", torch.from_numpy(x[:2])).numpy(), rtol=1e-6)

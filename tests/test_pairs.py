@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from asymlib.data import pairs as module
@@ -48,7 +49,19 @@ def test_pairs_with_a_byte_order_mark_and_half_a_character_are_read(tmp_path):
     pairs = load_pairs(tmp_path / "p.jsonl")
     assert pairs == Pairs("p", ["half an emoji \ufffd"], ["\ufffd and one \U0001f600"])
     assert module.pair_hash((pairs.queries[0], pairs.documents[0]))
-    assert pairs.name_of("document", 0) == "p, document of pair 1"
+    assert pairs.name_of("document", 0) == "p, document of pair 1 ('\ufffd and one \U0001f600')"
+
+
+def test_a_pair_without_a_vector_is_left_out_of_training():
+    texts = ["a", "b", "c", "d"]
+    q, d = np.ones((2, 4, 3), dtype=np.float32) * [[[1], [0], [2], [3]], [[1], [1], [0], [4]]]
+    pairs = Pairs("train", texts, texts, q, d)
+    assert pairs.encoded.tolist() == [True, False, False, True]
+    made = pairs.tensors()
+    assert made.queries[:, 0].tolist() == [1, 3] and made.documents[:, 0].tolist() == [1, 4]
+    assert made.passage.tolist() == made.query.tolist() == [0, 3]
+    with pytest.raises(InputError, match="train: no pair has two vectors that are not zero"):
+        Pairs("train", texts, texts, 0 * q, d).tensors()
 
 
 def test_training_rows_give_every_passage_once_before_any_twice(tmp_path):

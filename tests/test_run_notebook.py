@@ -30,6 +30,7 @@ weights: list[float] = [1.0, 0.1]
 grid: dict[str, float] = {"low": 0.1}
 limit: int = None
 changes: dict = {}
+seeds: list = [0]
 """
 SLEEPER = """
     import os, subprocess, time
@@ -129,6 +130,9 @@ def test_parameters_arrive_in_the_notebooks_types(tmp_path, name, value, arrives
         ("recipe", False, r"valid string: False \(quote it\)"),  # what YAML makes of an unquoted no
         ("weights", 0.1, "valid list"),
         ("grid", {"a": "b"}, "valid number"),
+        ("seeds", [], "at least 1 item"),
+        ("seeds", [0, 0], "one stands twice"),
+        ("seeds", [0.5], "valid integer"),
         ("learning_rate", 0.1, "unknown; the notebook has recipe, lr, steps"),
     ],
 )

@@ -163,7 +163,7 @@ def test_what_was_asked_about_self_matches_and_odd_judgements_is_done_and_counte
     assert "odd: 1 queries are documents of the corpus, with the same id and text" in caplog.text
     rows = {row.pop("part"): row for row in first.reading()}
     assert list(rows) == ["train", "validation", "food", "odd"] and rows["train"] == {"texts_with_fffd": 0}
-    passed = {"missing_documents": 1, "unknown_queries": 1, "queries_left_out": 1}
+    passed = {"missing_documents": 1, "unknown_queries": 1, "queries_left_out": 1, "dropped_relevant": 0}
     assert rows["odd"] == {"texts_with_fffd": 1, "drop_self": False, "self_matches": 1} | passed
     assert studies.load("s", vectors=False).tests["odd"].tolerated == passed
     caplog.clear()
@@ -182,8 +182,10 @@ def test_an_empty_document_is_encoded_and_one_that_cannot_be_is_named(home, tmp_
     write_beir(home / "beir" / "food", [*CORPUS, {"_id": "void", "text": " "}])
     study = studies.prepare("s", "folder", **OWN).encode(config, progress=False)
     assert not study.tests["food"].document_vectors[3].any()
+    left_out = [row.get("pairs_left_out") for row in study.reading()]
+    assert left_out == [630, 70, None]  # the made-up words are all unknown to it
     write_beir(home / "beir" / "food", [*CORPUS, {"_id": "4983", "text": "nan"}])
-    with pytest.raises(InputError, match=r"^food, document 4983: "):
+    with pytest.raises(InputError, match=r"^food, document 4983 \('nan'\): "):
         studies.prepare("s", "folder", **OWN).encode(config, progress=False)
 
 

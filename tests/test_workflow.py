@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 from tests.test_run_notebook import SLEEPER, gone, wait_for, write_notebook
 
 SNAKEMAKE = [Path(sys.executable).parent / "snakemake"]
+NAME = "the user's ü $HOME"  # of the checkout's folder
 CONFIG = {"study": "s", "studies": {"s": {}}, "recipes": ["a", "b"], "seeds": [0], "limit": 120}
 ALL = {"01-data", "02-a", "02-b", "04-magnitude", "05-evaluation", "06-robustness", "07-ablation", "09-writeup"}
 MODULES = {
@@ -22,6 +23,7 @@ MODULES = {
     "room/heads": "X = 1",
     "data/__init__": "",
     "data/collections": "FILES = ['corpus.jsonl']",
+    "data/docstrings": "PACKAGES = ['toy']\ndef versions(packages):\n    return packages",
     "data/plans": "from pathlib import Path\ndef data_root():\n    return Path('given').resolve()",
     "data/studies": "def input_files(source, given):\n    return [given['train']]",
     "table": """
@@ -98,6 +100,9 @@ def make_toy(home):
     for name in ("errors", "files"):
         shutil.copy(ROOT / f"asymlib/{name}.py", home / "asymlib")
     (home / "requirements.txt").touch()
+    (home / "toy-1.dist-info").mkdir()  # an installed package, whose docstrings make the study
+    for name in ("METADATA", "RECORD"):
+        (home / f"toy-1.dist-info/{name}").touch()
     for name in NOTEBOOKS:
         write_toy(home, name)
 
@@ -105,7 +110,7 @@ def make_toy(home):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The toy project, run to its end."""
-    home = tmp_path_factory.mktemp("toy")
+    home = tmp_path_factory.mktemp("toy") / NAME
     make_toy(home)
     code, shown, ran = run(home)
     assert (code, ran) == (0, ALL), shown
@@ -115,7 +120,7 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def home(finished, tmp_path):
     """A copy of the finished toy project, times of change included."""
-    return shutil.copytree(finished, tmp_path / "home")
+    return shutil.copytree(finished, tmp_path / NAME)
 
 
 def start(home, *arguments, **changes):
@@ -160,6 +165,12 @@ def test_every_wrong_parameter_stops_everything_before_anything_runs(home):
     assert "01-data.json: 01_data_prep.ipynb: parameter 'sise': unknown; the notebook has study, size, source" in shown
     assert "02-b.json: 02_train_heads.ipynb: parameter 'lr': Input should be a valid number: 'fast'" in shown
     assert "recipe: unknown field {'lrr': 1}" in run(home, changes={"a": {"lrr": 1}})[1]
+    (home / "data/runs/t").touch()  # in the way of a folder
+    shown = run(home, "-n", study="t", studies={"t": {}})[1]
+    assert (
+        f"{home}/data/runs: Not a directory; give yourself the right to write there" in shown
+        and "Traceback" not in shown
+    )
 
 
 @pytest.mark.notebook
@@ -168,13 +179,14 @@ def test_only_what_a_change_reaches_runs_again_and_the_dry_run_says_why(home):
     os.utime(home / "asymlib/room/heads.py")  # touched, not changed
     assert "Nothing to be done" in run(home, "-n")[1]
     (home / "asymlib/room/heads.py").write_text("X = 1  # a comment")
+    os.utime(home / "asymlib/room/heads.py", (0, 0))  # an older file, moved there
     dry = run(home, "-n")[1]
-    assert (
-        "rule train_heads:" in dry
-        and "Updated input files: asymlib/room/heads.py" in dry
-        and "rule data_prep:" not in dry
-    )
+    assert "rule train_heads:" in dry and "rule data_prep:" not in dry
+    assert "02-a.json: asymlib/room/heads.py has changed, so the job runs again" in dry
     assert run(home)[2] == {"02-a", "02-b"}  # they write the same bytes, so nothing else
+    (home / "toy-1.dist-info/RECORD").write_text("another version")
+    os.utime(home / "toy-1.dist-info/RECORD", (0, 0))
+    assert run(home, "data/runs/s/02-a.json")[2] == {"01-data"}
     (home / "asymlib/room/heads.py").write_text("X = 2")
     assert run(home, "data/runs/s/04-magnitude.json")[2] == {"02-a", "02-b", "04-magnitude"}
     dry = run(home, "-n", "data/runs/s/02-a.json", "data/runs/s/02-b.json", changes={"a": {"lr": 0.5}})[1]
@@ -222,10 +234,11 @@ def test_the_users_own_files_are_inputs_and_one_that_is_not_there_stops_everythi
     pairs.write_text("a pair")
     assert run(home, target, **own)[2] == {"01-data", "02-a"}
     pairs.write_text("another pair")
+    os.utime(pairs, (0, 0))
     assert run(home, target, **own)[2] == {"01-data", "02-a"}
     assert (home / "data/prepared/s/study.json").read_text() == "another pair" + "encoder"
     (home / "own/weights").write_text("another encoder")
-    assert "Updated input files: " in (shown := run(home, "-n", target, **own)[1]) and "own/weights" in shown
+    assert "own/weights has changed, so the job runs again" in run(home, "-n", target, **own)[1]
 
 
 def make(home, config):
@@ -243,7 +256,8 @@ def make(home, config):
 @pytest.mark.notebook
 def test_make_shows_the_engines_own_errors_and_nothing_else_of_it(home):
     (home / "toy.yaml").write_text(json.dumps(CONFIG))
-    assert make(home, "toy.yaml") == (0, "s: 8 ok\n")
+    (home / "my own.yaml").write_text(json.dumps(CONFIG))
+    assert make(home, "my own.yaml") == (0, "s: 8 ok\n")
     write_toy(home, "09_writeup", "1 / 0")
     code, shown = make(home, "toy.yaml")
     lines = [line.split()[:2] for line in shown.splitlines()]
@@ -252,7 +266,8 @@ def test_make_shows_the_engines_own_errors_and_nothing_else_of_it(home):
         ["s/09-writeup", "failed"],
         ["s/09-writeup", "failed"],
     ]
-    assert lines[3:4] == [["s:", "7"]] and lines[4][0] == "make:" and len(lines) == 5
+    assert lines[3:4] == [["s:", "7"]] and lines[5][0] == "make:" and len(lines) == 6
+    assert "09-writeup.json: notebooks/09_writeup.ipynb has changed, so the job runs again" in shown
     with open(home / "data/runs/.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "another run is going on in this folder" in make(home, "toy.yaml")[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from yaml.constructor import ConstructorError
 
 from asymlib.errors import InputError, run_command
@@ -24,6 +24,16 @@ NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+
 OTHER = re.compile(r"([-+]?0[0-9]+|0o[0-7]+)\Z")  # numbers in YAML 1.2 alone
 
 
+def distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("one stands twice")
+    return seeds
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(distinct)]
+
+
 class Family(BaseModel):
     """The keys of a config file; workflow/real.yaml uses and explains them all."""
 
@@ -32,7 +42,7 @@ class Family(BaseModel):
     studies: dict[str, dict[str, Any]]
     recipes: Annotated[list[str], Field(min_length=1)]
     changes: dict[str, dict[str, Any]] = {}
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Seeds
     parity: list[str] = []
     untrained: list[str] = []
     apart: list[str] = []

@@ -19,7 +19,7 @@ def tables(study, names):
 
 
 def user_files(study):
-    """The user's own files that a study stands on: its pairs, its test collections and a local encoder."""
+    """What a study stands on: the user's pairs, test collections and local encoder, or the lists of the packages' installed files."""
     given = FAMILY.studies[study] | FAMILY.parameters.get(notebook("data_prep").stem, {})
     try:
         given = run_notebook.check(notebook("data_prep"), given)
@@ -27,11 +27,12 @@ def user_files(study):
         return []  # `job` says so
     encoder = HOME / given.get("encoder", "-")
     files = [str(path) for path in sorted(encoder.rglob("*")) if path.is_file()] if encoder.is_dir() else []
-    if (source := given.get("source", "docstrings")) != "docstrings":  # those come from the installed packages
-        from asymlib.data import studies  # slow, and not needed for docstrings
+    from asymlib.data import docstrings, studies  # slow
 
-        files += studies.input_files(source, given)
-    return there(files, study)
+    if (source := given.get("source", "docstrings")) != "docstrings":
+        return there(files + studies.input_files(source, given), study)
+    installed = [metadata.distribution(name)._path for name in docstrings.versions(given.get("packages") or docstrings.PACKAGES)]
+    return there(files, study) + relative(folder / file for folder in installed for file in ("METADATA", "RECORD") if (folder / file).is_file())
 
 
 def parity_files():

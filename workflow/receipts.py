@@ -61,6 +61,15 @@ def problem(status: dict) -> str:
     return ""
 
 
+def changed(receipt: Path) -> str:
+    """The first input of a job that is lost or another file than when the job began, whatever its time of change; else ""."""
+    try:
+        inputs = read_record(receipt.with_suffix(".status.json"), CURE)["inputs"]
+    except InputError:
+        return ""  # `trouble` says so
+    return next((path for path in inputs if not Path(path).is_file() or sha256_file(path) != inputs[path]), "")
+
+
 def trouble(receipt: Path) -> str:
     """Why a job that has a receipt must run again, else ""."""
     try:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TextIO
 
 import psutil
+from config import Seed, Seeds
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from receipts import as_before, cached, written
 
@@ -38,6 +39,7 @@ START_TIMEOUT = 120  # s for a kernel to answer; a busy machine needs more than 
 BACK_OFF = (2.0, 8.0)  # s before the second and the third start of a kernel that did not come up
 GRACE = 5.0  # s between interrupting a kernel, so that its cells can clean up, and killing it
 TYPES = {"list": list, "dict": dict, "int": int, "float": float, "str": str, "bool": bool}
+SEEDS = {"seed": Seed, "seeds": Seeds, "final_seeds": Seeds}  # what a name means, whatever the notebook's type says
 
 # --- what a notebook is --------------------------------------------------------------------------------------------
 
@@ -77,7 +79,7 @@ def parameters_of(notebook: Path) -> type[BaseModel]:
     try:
         for node in ast.parse(tagged[0]).body:
             name, default = node.target.id, ast.literal_eval(node.value)
-            kind = eval(ast.unparse(node.annotation), {"__builtins__": {}}, TYPES)
+            kind = SEEDS.get(name) or eval(ast.unparse(node.annotation), {"__builtins__": {}}, TYPES)
             fields[name] = (kind | None if default is None else kind, default)
             create_model("Parameter", __config__=config, **{name: fields[name]})()
     except (AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:

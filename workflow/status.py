@@ -7,10 +7,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from receipts import CURE, problem
+from receipts import CURE, changed, problem
 
 from asymlib.errors import InputError, run_command
-from asymlib.files import project_path, read_record, sha256_file
+from asymlib.files import project_path, read_record
 
 
 def look(receipt: Path) -> tuple[str, float | None, str]:
@@ -32,10 +32,7 @@ def look(receipt: Path) -> tuple[str, float | None, str]:
             except OSError:  # a running job holds its log
                 pass
     elif state == "ok":
-        changed = (
-            path for path, digest in last["inputs"].items() if not Path(path).is_file() or sha256_file(path) != digest
-        )
-        error = problem(last) or next((f"{path} has changed" for path in changed), "")
+        error = problem(last) or (changed(receipt) and f"{changed(receipt)} has changed")
         state = "outdated" if error else "ok"
     return state, seconds, error
 

@@ -55,9 +55,17 @@ class Pairs:
         text = (self.queries if side == "query" else self.documents)[row]
         return f"{self.name}, {side} of pair {row + 1} ({text!r:.60})"
 
+    @property
+    def encoded(self) -> np.ndarray:
+        """bool (N,): neither vector is zero, as the one of a text without a word that the encoder knows may be."""
+        return self.query_vectors.any(1) & self.document_vectors.any(1)
+
     def tensors(self) -> PairVectors:
-        """The vectors as tensors, with the numbers of passages and queries, for training."""
-        return PairVectors.of(self.query_vectors, self.document_vectors, self.passage, self.query_number)
+        """The vectors of the encoded pairs as tensors, with the numbers of passages and queries, for training."""
+        if not (used := self.encoded).any():
+            raise InputError(f"{self.name}: no pair has two vectors that are not zero; expected another encoder")
+        arrays = (self.query_vectors, self.document_vectors, self.passage, self.query_number)
+        return PairVectors.of(*(array[used] for array in arrays))
 
 
 @dataclass(frozen=True)

@@ -65,13 +65,15 @@ class Study:
         return self._with_vectors(vectors, config, encoder.key)
 
     def reading(self) -> list[dict]:
-        """A row a part, how it was read: distinct texts with U+FFFD, and, of a test collection, what was tolerated."""
+        """A row a part: distinct texts with U+FFFD; of tests what was tolerated, of encoded pairs those left out."""
         rows = []
         for part in self._parts():
             count = sum("\ufffd" in text for text in {*part.queries, *part.documents})
             rows.append({"part": part.name, "texts_with_fffd": count})
             if isinstance(part, collections.Collection):
                 rows[-1] |= {"drop_self": part.drop_self, "self_matches": part.self_matches, **part.tolerated}
+            elif part.query_vectors is not None:
+                rows[-1]["pairs_left_out"] = int((~part.encoded).sum())
         return rows
 
     def rank(

@@ -91,11 +91,9 @@ def read_vectors(
     for side, own in rows.items():
         cache = Cache(cache_folder, keys[side])
         found[side], missing = cache.read(digests[own], dim)
-        if len(missing):
+        if count := len(missing):
             text = texts[own[missing.min()]]
-            raise InputError(
-                f"{cache.folder}: no vector of {len(missing)} texts ({text!r:.60}); run 01_data_prep again"
-            )
+            raise InputError(f"{cache.folder}: no vector of {count} texts ({text!r:.60}); run 01_data_prep again")
     return _by_list(lists, sides, found)
 
 
@@ -178,10 +176,8 @@ def _forward(model: Module, side: str, features: Mapping[str, object], rows: np.
     if (mask := features.get("attention_mask")) is not None:
         used = mask[rows].any(dim=0)  # (L,) bool
         used[0] |= not used.any()  # texts without a single token keep one column of padding
-        features = {
-            name: value[rows][:, used] if isinstance(value, torch.Tensor) and value.shape == mask.shape else value
-            for name, value in features.items()
-        }
+        of_tokens = [k for k, v in features.items() if isinstance(v, torch.Tensor) and v.shape == mask.shape]
+        features = {**features, **{name: features[name][rows][:, used] for name in of_tokens}}
     with torch.inference_mode():
         placed = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
         vectors = model(placed, task=side)["sentence_embedding"]

@@ -170,12 +170,9 @@ def find_folder(config: EncoderConfig) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = huggingface_hub.snapshot_download(
-            EMBEDDED_NAMES[1] if embedded else name,
-            revision=revision,
-            allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
-            ignore_patterns=["onnx/*", "openvino/*"],
-        )
+        kinds = {"allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"]}
+        kinds["ignore_patterns"] = ["onnx/*", "openvino/*"]
+        found = huggingface_hub.snapshot_download(EMBEDDED_NAMES[1] if embedded else name, revision=revision, **kinds)
     except (HFValidationError, OSError) as error:  # the hub's other errors are OSErrors
         reason, at = (str(error).strip() or type(error).__name__).splitlines()[0], revision or "main"
         raise InputError(
@@ -232,8 +229,7 @@ def load_model(folder: Path, key: str, max_length: int, dtype: str, device: str 
     limit = _most_tokens(model)
     if limit and max_length > limit:
         raise InputError(f"EncoderConfig.max_length: {folder.name} takes at most {limit} tokens, got {max_length}")
-    own = [limit, *(part.max_seq_length for part in readers)]
-    model.longest = min((int(most) for most in own if most and most < 1e6), default=256)  # 1e30 is a tokenizer's none
+    model.longest = min((int(n) for n in (limit, *(p.max_seq_length for p in readers)) if n and n < 1e6), default=256)
     for part in readers:  # static embeddings read texts of any length
         part.max_seq_length = max_length
     return model
@@ -248,12 +244,11 @@ def longest(config: EncoderConfig) -> int:
 def _check_parameters(part: torch.nn.Module) -> None:
     """ValueError where the weights leave parameters of a Transformer to chance, other than those of an unused pooler."""
     pooled = "pooler_output" in str(getattr(part, "modality_config", ""))
-    network = getattr(part, "model", torch.nn.Module())
+    network = getattr(part, "model", torch.nn.Module())  # of words' vectors: none, they are all there or do not load
     rest = [name for name, own in network.named_parameters() if own.requires_grad and not hasattr(own, READ)]
     if missing := [name for name in rest if pooled or not re.search(r"(^|\.)pooler\.", name)]:
         code = f"; it is made for {REFUSED}" if hasattr(network.config, "auto_map") else ""
-        named = f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
-        raise ValueError(f"its weights lack {len(missing)} parameters, which would be random: {named}{code}")
+        raise ValueError(f"{len(missing)} parameters are in no file, so random, as {', '.join(missing[:3])}{code}")
 
 
 def _most_tokens(model: torch.nn.Module) -> int | None:

@@ -41,7 +41,9 @@ class MagnitudeCallback(TrainerCallback):
     stop: end the training at the first finding. alarm: if other limits than those of alarm_for(loss) are wanted.
     Each step's last batch of at least two pairs goes to the alarm; new findings are logged. At each logging step the history
     gets its magnitude.statistics, gradient.<side>.radial_share (nan for a frozen side) and the number of findings so far, and
-    the trackers get them as magnitude/<name>. Training is the same to the bit as without the callback.
+    the trackers get them as magnitude/<name>; where stop ended the training, the history gets that step too, the trackers
+    do not. Not recorded: steps between logging steps, evaluation, batches of one pair, all batches of a step but the last,
+    other processes' batches. Training is the same to the bit as without the callback.
     """
 
     def __init__(self, loss: torch.nn.Module, stop: bool = False, alarm: Alarm | None = None):
@@ -78,6 +80,8 @@ class MagnitudeCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._restore()
         self._restore = None
+        if self.stop and self.findings and self._last:
+            self._record(args, state)
         if not (self._rows or self._last):
             logger.warning("no batch was seen: %s is not the loss of this trainer", type(self.loss).__name__)
 
@@ -115,8 +119,11 @@ class MagnitudeCallback(TrainerCallback):
             control.should_training_stop |= self.stop
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        if "loss" not in logs or not self._last:
-            return
+        if "loss" in logs and self._last:
+            logs.update({f"magnitude/{name}": value for name, value in self._record(args, state).items()})
+
+    def _record(self, args: Any, state: Any) -> dict[str, float]:
+        """The last batch's values, which become rows of the history."""
         last, self._last = self._last, {}
         (q, _), (d, _) = last.values()
         few, many = q[:ROWS], torch.cat([column[:ROWS] for column in d.split(len(q))])
@@ -127,4 +134,4 @@ class MagnitudeCallback(TrainerCallback):
         values = {name: float(value) for name, value in rows.items()} | {"findings": float(len(self.findings))}
         where = (type(self.loss).__name__, args.seed, state.global_step, float(state.epoch), "train")
         self._rows += [(*where, *row) for row in values.items()]
-        logs.update({f"magnitude/{name}": value for name, value in values.items()})
+        return values

@@ -20,7 +20,7 @@ from asymlib.data.collections import Collection, load_beir
 from asymlib.data.docstrings import PACKAGES, docstring_pairs
 from asymlib.data.pairs import Pairs, load_pairs
 from asymlib.encoding.encode import encode_lists, share_cut
-from asymlib.encoding.encoder import EncoderConfig, find_folder
+from asymlib.encoding.encoder import SIDES, EncoderConfig, find_folder
 from asymlib.errors import InputError
 from asymlib.files import read_json, write_json, write_text
 from asymlib.report import style
@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 KNOWN = read_json(HERE / "diagnose.json")  # rules, prompts of model families, metrics of vector stores
 PAGES = Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True)
 PAGES.globals |= {"version": __version__, "rules": KNOWN["rules"]}
-SIDES, SIMILARITIES = ("query", "document"), ("cosine", "dot", "euclidean")
+SIMILARITIES = ("cosine", "dot", "euclidean")
 LEVEL = 0.05  # of all tests of a diagnosis together
 DEPTH, TEMPERATURE = 10, 0.05  # results a query, as in METRIC; 1 / the default scale of MultipleNegativesRankingLoss
 DOCSTRINGS = "2,000 docstrings of installed packages, about 2 minutes with all-MiniLM-L6-v2 on 2 cores"
@@ -40,23 +40,14 @@ VARIES = 0.01  # coefficient of variation from which on lengths differ by more t
 
 
 def of_pairs(pairs: Pairs) -> Collection:
-    """All documents of pairs as a collection, ids are texts: a query's documents are its answers, all others are not.
-
-    A query that is a document too is no result of its own. Pairs of a text with itself are left out and counted.
-    """
+    """Pairs as a collection, ids are texts, nothing is its own result; pairs of a text with itself are left out, counted."""
+    both = [pair for pair in zip(pairs.queries, pairs.documents, strict=True) if len(set(pair)) == 2]
     qrels: dict[str, dict[str, int]] = {}
-    for query, document in zip(pairs.queries, pairs.documents, strict=True):
-        if query != document:
-            qrels.setdefault(query, {})[document] = 1
-    queries, documents = (
-        list(qrels),
-        list(dict.fromkeys(document for answers in qrels.values() for document in answers)),
-    )
-    tolerated = {"pairs_with_itself": sum(map(str.__eq__, pairs.queries, pairs.documents))}
-    own = len(qrels.keys() & set(documents))
-    return Collection(
-        pairs.name, documents, documents, queries, queries, qrels, True, self_matches=own, tolerated=tolerated
-    )
+    for query, document in both:
+        qrels.setdefault(query, {})[document] = 1
+    queries, documents = list(qrels), list(dict.fromkeys(document for _, document in both))
+    own, tolerated = len(qrels.keys() & set(documents)), {"pairs_of_one_text": len(pairs) - len(both)}
+    return Collection(pairs.name, documents, documents, queries, queries, qrels, True, None, None, own, tolerated)
 
 
 def docstring_collection(limit: int = 2_000) -> Collection:
@@ -86,15 +77,15 @@ def diagnose(
     right = np.array(judged).T  # (2, P) rows of queries and of the documents that answer them
     cache_folder, lists = Path(cache_folder).expanduser(), [collection.queries, collection.documents]
     config = EncoderConfig(model, max_length=limit if max_length is None else max_length)
-    names = lambda side, row: collection.name_of(SIDES[side], row)  # noqa: E731
-    (q, d), encoder = encode_lists(lists, SIDES, config, cache_folder, progress, names)
+    how = cache_folder, progress, lambda number, row: collection.name_of(SIDES[number], row)
+    (q, d), encoder = encode_lists(lists, SIDES, config, *how)
     rankings = {name: evaluate.rank(collection.judgements, q, d, name, None) for name in SIMILARITIES}
     ndcg = {name: ranking.metrics([evaluate.METRIC])[evaluate.METRIC] for name, ranking in rankings.items()}
     findings = [_paired("similarity", ndcg[name], ndcg[used], name) for name in SIMILARITIES if name != used]
     family, asked = _family(model, encoder.prompts)
     if asked != encoder.prompts:
         prompted = EncoderConfig(model, None, *asked.values(), max_length=config.max_length)
-        vectors, _ = encode_lists(lists, SIDES, prompted, cache_folder, progress, names)
+        vectors, _ = encode_lists(lists, SIDES, prompted, *how)
         better = evaluate.rank(collection.judgements, *vectors, used, None).metrics([evaluate.METRIC])
         findings.append(_paired("prompts", better[evaluate.METRIC], ndcg[used], family))
     lengths = {side: _lengths(vectors) for side, vectors in zip(SIDES, (q, d), strict=True)}
@@ -102,17 +93,19 @@ def diagnose(
     by_length, tested = _by_length(rankings[used], *right, used != "cosine" and varies["document"])
     report = {
         "model": model, "collection": collection.name, "queries": len(q), "documents": len(d), "dimension": q.shape[1],
-        "declared": declared, "used": used, "max_length": config.max_length, "prompts": encoder.prompts, "family": family, "asked": asked,
+        "declared": declared, "used": used, "max_length": config.max_length,
+        "prompts": encoder.prompts, "family": family, "asked": asked,
         "drop_self": collection.drop_self, "self_matches": collection.self_matches, "tolerated": collection.tolerated,
         "own_results": 0 if collection.drop_self else collection.self_matches,
         "similarities": {name: _mean(values) for name, values in ndcg.items()}, "lengths": lengths, **by_length,
-        "hubness": rankings[used].hubness(DEPTH), "statistics": _statistics(q[right[0]], d[right[1]], *right, used),
+        "hubness": rankings[used].hubness(DEPTH),
+        "statistics": _statistics(q, d, right, collection.judgements.exclude, used),
         "cut": dict(zip(SIDES, share_cut(lists, SIDES, config), strict=True)),
         "findings": findings + tested,
     }  # fmt: skip
     _judge(report)
+    report |= _seen(report["findings"], f"{len(q):,} queries")
     better = [finding["of"] for finding in report["findings"] if finding["rule"] == "similarity" and finding["advice"]]
-    report |= _seen(report)
     report["best"] = max(better, key=lambda name: ndcg[name].mean(), default=used)
     report["store"] = KNOWN["stores"][report["best"] if any(varies.values()) else "unit"]
     return json.loads(pd.Series(report).to_json(double_precision=10))  # Python's own numbers, None for NaN
@@ -177,11 +170,11 @@ def _by_length(ranking: evaluate.Ranking, query: np.ndarray, document: np.ndarra
     return about, [_paired("length", of_found, of_right), hubs]
 
 
-def _statistics(q: np.ndarray, d: np.ndarray, query: np.ndarray, document: np.ndarray, used: str) -> dict[str, float]:
-    """magnitude.statistics of right answers, 2,000 of them at most. q, d: (P, D) their vectors; query, document: (P,) rows."""
-    taken = np.random.default_rng(0).permutation(len(q))[:2_000]
-    same = (query[taken, None] == query[taken]) | (document[taken, None] == document[taken])
-    a, b = (torch.from_numpy(x[taken]).double()[None, None] for x in (q, d))
+def _statistics(q: np.ndarray, d: np.ndarray, right: np.ndarray, own: np.ndarray, used: str) -> dict[str, float]:
+    """magnitude.statistics of right answers, (2, P) rows, 2,000 at most. own: as Qrels.exclude, which are no negatives."""
+    query, document = right[:, np.random.default_rng(0).permutation(right.shape[1])[:2_000]]
+    same = (query[:, None] == query) | (document[:, None] == document) | (own[query, None] == document)
+    a, b = (torch.from_numpy(x).double()[None, None] for x in (q[query], d[document]))
     scores, tau = losses.score_matrix(a, b, used), torch.tensor([TEMPERATURE]).double()
     rows = magnitude.statistics(a, b, scores, torch.from_numpy(same)[None, None], tau, spectrum=True)
     return {name: value.item() for name, value in rows.items()}
@@ -202,18 +195,14 @@ def _judge(report: dict) -> None:
         finding |= {"evidence": rule["evidence"].format(**report | finding), "advice": rule["advice"] if bad else ""}
 
 
-def _seen(report: dict) -> dict:
-    """The headline, and detectable: the largest of the differences of nDCG that each test would just find, 0 where all rank alike."""
-    wrong = sum(finding["verdict"] == "wrong" for finding in report["findings"])
-    tested = [finding["detectable"] for finding in report["findings"] if finding["rule"] in ("similarity", "prompts")]
-    least, said = max(tested), "nothing found beyond chance; "
-    if wrong:
-        said = f"{wrong} thing{'s are' if wrong > 1 else ' is'} wrong beyond chance"
-    elif least:
-        said += f"{report['queries']:,} queries show differences of about {least:.3f} nDCG@10 or more"
-    else:
-        said += f"all similarities rank these {report['queries']:,} queries alike"
-    return {"headline": said, "detectable": least}
+def _seen(findings: list[dict], queries: str) -> dict:
+    """The headline, and the smallest difference of nDCG that each of its tests would find; 0 if all rankings are alike."""
+    wrong = sum(finding["verdict"] == "wrong" for finding in findings)
+    least = max(finding["detectable"] for finding in findings if finding["rule"] in ("similarity", "prompts"))
+    seen = f"{queries} show differences of about {least:.3f} nDCG@10 or more"
+    healthy = f"nothing found beyond chance; {seen if least else f'all similarities rank these {queries} alike'}"
+    sick = f"{wrong} thing{'s are' if wrong > 1 else ' is'} wrong beyond chance"
+    return {"headline": sick if wrong else healthy, "detectable": least}
 
 
 def summary(report: dict) -> str:
@@ -246,8 +235,8 @@ def figure(report: dict) -> style.Figure:
         deciles.plot(rows["relevant_rate"], **style.BASELINE_LINE, label="right answers")
         deciles.plot(rows["retrieved_rate"], "o-", color=style.VERMILLION, label="first 10 results")
         deciles.set(xlabel="tenth of the documents, by length", ylabel="share / average share", ylim=(0, None))
-        for axis in (lengths, deciles):
-            axis.legend(loc="best")
+        lengths.legend(loc="best")
+        deciles.legend(loc="best")
     return drawn
 
 
@@ -256,42 +245,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a SentenceTransformer: folder, Hub id, or all-MiniLM-L6-v2 (embedded)")
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--collection", metavar="DIR", help=f"BEIR folder (default: {DOCSTRINGS})")
-    given.add_argument(
-        "--pairs", metavar="FILE", help="JSONL with query and document: each query's document is its answer"
-    )
+    given.add_argument("--pairs", metavar="FILE", help="JSONL with query and document, which is the query's answer")
     parser.add_argument("--drop-self", action="store_true", help="of --collection: a query's own document is no result")
     parser.add_argument("--json", metavar="FILE", help="write everything measured")
     parser.add_argument("--html", metavar="FILE", help="write one page with figures and advice")
-    parser.add_argument(
-        "--max-length", type=int, metavar="N", help="tokens a text is cut to (default: the model's own)"
-    )
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a text (default: the model's own)")
     parser.add_argument("--cache", metavar="DIR", default="~/.cache/asymlib", help="vectors (default: %(default)s)")
-
-
-def check_output(path: str) -> None:
-    """InputError unless a file can be written there."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=Path(path).parent):
-            if Path(path).is_dir():
-                raise IsADirectoryError(0, "is a folder")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror.lower()})") from error
 
 
 def run(options: argparse.Namespace) -> int:
     """0: nothing found, 1: something is wrong beyond chance."""
-    for path in filter(None, (options.json, options.html)):
-        check_output(path)
+    for path in map(Path, filter(None, (options.json, options.html))):  # what cannot be written is said before the work
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; expected a file to write")
     if options.drop_self and not options.collection:
-        raise InputError(
-            "--drop-self: expected with --collection; pairs and docstrings leave a query's own text out anyway"
-        )
-    collection = None
+        raise InputError("--drop-self: expected with --collection alone; of pairs a query's own text is never a result")
+    collection = of_pairs(load_pairs(options.pairs)) if options.pairs else None
     if options.collection:
         collection = load_beir(options.collection, strict=False, drop_self=options.drop_self or None)
-    elif options.pairs:
-        collection = of_pairs(load_pairs(options.pairs))
     report = diagnose(options.model, collection, options.max_length, options.cache)
     if options.json:
         write_json(options.json, report)

@@ -4,30 +4,34 @@ import json
 import os
 import tempfile
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from asymlib import checkpoints, heads, magnitude
-from asymlib.encoding.encoder import SIDES, EncoderConfig, find_encoder, load_model
+from asymlib.encoding.encoder import SIDES, EncoderConfig, _sha256_json, find_encoder, load_model, longest
 from asymlib.errors import InputError
+from asymlib.files import read_json
 from asymlib.losses import SIMILARITIES
 from asymlib.recipes import Recipe
 from asymlib.report.tables import read_table
 
-EXAMPLE = "asymlib export data/runs/reproduce/heads/best-head --encoder all-MiniLM-L6-v2 --seed 0 --out my-model"
+EXAMPLE = "asymlib export data/runs/reproduce/heads/asym-cos-identity --encoder all-MiniLM-L6-v2 --max-length 64 --out exported"
+STORED = ("cosine", "dot", "euclidean")  # similarities that a model's folder can declare and asymlib knows
 CARD = """---
 library_name: sentence-transformers
 ---
 # {name}
 {model} with heads of recipe {recipe} (asymlib). Encode with `encode_query` and `encode_document`, score with `similarity`.
-The similarity is {similarity}, in a vector store too. Texts are cut to {length} tokens.
+The similarity is {similarity}, in a vector store too. Texts are cut to {length} tokens. {means}
 ```
 {results}
 ```
 Not good for: queries against queries, or documents against documents; another similarity; an index that the bare encoder
-filled, unless documents have no head; topics, languages and kinds of text that the training pairs lack.
+filled, unless documents have no head; topics, languages and kinds of text that the training pairs lack; empty texts: a
+zero vector of the encoder becomes the head's bias here, while asymlib keeps it at zero and ranks it last.
 ## Origin
 ```json
 {origin}
@@ -42,9 +46,9 @@ def export(
 
         the encoder's own modules -> Router: query -> the query's head, document -> the document's head
 
-    folder: new or empty. encoder: whose vectors the heads were trained on. Its prompts and max_length are kept, weights are
-        float32, and a text without a task goes the document's way. recipe: its similarity becomes the model's; qnorm and
-        dnorm are a Normalize on that side and the dot product. parameters: one run's, or those of heads.soft_whitening.
+    folder: new or empty. encoder: whose vectors the heads were trained on, a name with its own max_length. Prompts and
+        max_length are kept, weights are float32; a text without a task goes the document's way. recipe: its similarity becomes
+        the model's, qnorm and dnorm a Normalize on that side and dot. parameters: one run's, or of heads.soft_whitening.
     origin: JSON literals for the model card, such as hashes, lengths and the seed; `results`, rows, is its table.
     Returns the folder: whole, or not there. InputError: a folder that holds something, parameters of another dimension.
     """
@@ -52,7 +56,8 @@ def export(
     from sentence_transformers.base.modules import Dense, Router
 
     folder = check_new(folder)
-    found = find_encoder(EncoderConfig(encoder) if isinstance(encoder, str) else encoder)
+    config = EncoderConfig(encoder, max_length=longest(EncoderConfig(encoder))) if isinstance(encoder, str) else encoder
+    found = find_encoder(config)
     model = load_model(found.folder, found.key, found.config.max_length, "float32", "cpu")
     if wrong := {value.shape[-1] for value in parameters.values()} - {model.get_embedding_dimension()}:
         raise InputError(f"export: heads of {wrong.pop()} dimensions do not fit {found.config.model}")
@@ -69,6 +74,7 @@ def export(
     text = CARD.format(
         name=folder.name, model=Path(found.config.model).name, recipe=recipe.name, similarity=whole.similarity_fn_name,
         length=found.config.max_length, origin=json.dumps(about, indent=2),
+        means="Means over the study's seeds, of which this model is one:" if "seeds" in results else "Results:",
         results=results.to_string(index=False, header=len(results.columns) > 1, float_format="%.4f"),
     )  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +83,15 @@ def export(
         Path(temporary, "model", "README.md").write_text(text, encoding="utf-8")
         os.replace(f"{temporary}/model", folder)
     return folder
+
+
+def stored(folder: Path) -> tuple[str | None, int]:
+    """The similarity that a model's folder declares, if any, and its own limit of tokens."""
+    about = folder / "config_sentence_transformers.json"
+    similarity = read_json(about).get("similarity_fn_name") if about.is_file() else None
+    if similarity not in (None, *STORED):
+        raise InputError(f"{about}: similarity_fn_name {similarity!r}; expected one of {', '.join(STORED)}")
+    return similarity, longest(EncoderConfig(str(folder)))
 
 
 def check_new(folder: str | Path) -> Path:
@@ -121,21 +136,34 @@ def add_encoder_arguments(parser: ArgumentParser, seed: str) -> None:
     """What encoder_config reads, --out and --seed. seed: its meaning."""
     parser.add_argument("--seed", type=int, default=0, help=seed)
     parser.add_argument("--encoder", required=True, help="a folder that Sentence Transformers saved, or a Hub id")
-    parser.add_argument("--max-length", type=int, default=256, help="tokens a text is cut to (256)")
+    parser.add_argument("--max-length", type=int, help="tokens a text is cut to; left out: the model's own")
     parser.add_argument("--query-prompt", help="put before every query; left out: the model's own")
     parser.add_argument("--document-prompt", help="put before every document; left out: the model's own")
     parser.add_argument("--out", required=True, help="folder of the model, new or empty")
 
 
 def encoder_config(options: Namespace) -> EncoderConfig:
-    return EncoderConfig(options.encoder, None, options.query_prompt, options.document_prompt, options.max_length)
+    config = EncoderConfig(options.encoder, None, options.query_prompt, options.document_prompt)
+    return replace(config, max_length=longest(config) if options.max_length is None else options.max_length)
+
+
+def _options_of(key: str | None, config: EncoderConfig) -> str:
+    """The length, up to 8,192, and prompts (as given, left out, empty) that give the config's model this key; "": none."""
+    for query, document in ((config.query_prompt, config.document_prompt), (None, None), ("", "")):
+        identity = find_encoder(replace(config, query_prompt=query, document_prompt=document)).identity
+        for length in range(3, 8193):
+            if _sha256_json(identity | {"max_length": length}) == key:
+                return f": --max-length {length}, prompts {query!r} and {document!r} (None: left out)"
+    return ""
 
 
 def run(options: Namespace) -> int:
     """The command: the best epoch of one seed as a model."""
-    runs, config = checkpoints.load_runs(options.heads)
-    if config.get("encoder") != (key := find_encoder(encoder_config(options)).key):
-        raise InputError(f"{options.heads}: trained with encoder {config.get('encoder')}, not {key}; give its options")
+    check_new(options.out)
+    (runs, config), encoder = checkpoints.load_runs(options.heads), encoder_config(options)
+    if (key := config.get("encoder")) != find_encoder(encoder).key:
+        cure = f"give the --max-length and prompts that it was trained with{_options_of(key, encoder)}"
+        raise InputError(f"{options.heads}: trained with other vectors than {options.encoder} gives so; {cure}")
     chosen = {run.seed: run for run in runs if not run.diverged}
     if (one := chosen.get(options.seed)) is None:
         raise InputError(f"--seed {options.seed}: expected a run that did not diverge: {', '.join(map(str, chosen))}")
@@ -147,6 +175,6 @@ def run(options: Namespace) -> int:
         origin["lengths"] = rows.iloc[0].to_dict()
     if options.results:
         rows = read_table(options.results, "systems.csv").query("system == @one.recipe.name")
-        origin["results"] = rows.filter(regex="dataset|metric|mean|ci_|base|difference|p_value").to_dict("records")
-    print(export(options.out, encoder_config(options), one.recipe, one.best, origin))
+        origin["results"] = rows.filter(regex="dataset|metric|mean|sd|seeds|ci_|base|diff|p_value").to_dict("records")
+    print(export(options.out, encoder, one.recipe, one.best, origin))
     return 0

@@ -9,19 +9,20 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from asymlib import heads
-from asymlib.data.collections import json_lines, text_field
-from asymlib.data.leakage import keys_of, overlap_keys, same_words
+from asymlib.data.collections import json_lines, same_words, text_field
+from asymlib.data.leakage import keys_of, overlap_keys
 from asymlib.data.pairs import MIN_PAIRS, Pairs, load_pairs
 from asymlib.encoding.encode import encode_lists
-from asymlib.encoding.encoder import SIDES, EncoderConfig
+from asymlib.encoding.encoder import SIDES, EncoderConfig, find_folder
 from asymlib.errors import InputError
-from asymlib.evaluate import METRIC, Qrels, rank
-from asymlib.files import read_json, sha256_file
+from asymlib.evaluate import DEPTH, METRIC, Qrels, rank
+from asymlib.files import sha256_file
 from asymlib.pair_vectors import PairVectors
 from asymlib.recipes import IDENTITY, Recipe
 from asymlib.selection import search
 from asymlib.significance import bootstrap_interval
-from asymlib.tools.export import add_encoder_arguments, check_new, encoder_config, export
+from asymlib.tools.compare import detectable
+from asymlib.tools.export import add_encoder_arguments, check_new, encoder_config, export, stored
 
 EXAMPLE = "asymlib fit pairs.jsonl --corpus corpus.jsonl --encoder all-MiniLM-L6-v2 --out my-model"
 PARTS = TRAIN, SELECT, TEST, MET = ("train", "select", "test", "met")
@@ -36,44 +37,67 @@ def fit(
 ) -> tuple[Path | None, pd.DataFrame]:  # fmt: skip
     """Train heads on one's own pairs and export the best, if held-out queries say that it beats the frozen encoder.
 
-    pairs: JSONL, see load_pairs. corpus: corpus.jsonl of BEIR, ranked together with the pairs' documents. out: a new folder.
+    pairs: JSONL, see load_pairs; of a text with itself they are left out. encoder: a name has its own max_length.
+    corpus: corpus.jsonl of BEIR, ranked together with the pairs' documents. out: a new folder.
     On SELECT three compete: the encoder as it is, with its own similarity; soft whitening; the head that the search chooses.
     The best is tested once, on TEST: it is exported if the 95 % interval of its difference to the frozen encoder lies above
-    0. Returns the folder, None if nothing was exported, and compare's table with a column chosen.
+    0. Returns the folder, None if nothing was exported, and compare's table with a column chosen; attrs["notes"]: sentences.
     """
     out, config = check_new(out), EncoderConfig(encoder) if isinstance(encoder, str) else encoder
-    frame = split(load_pairs(pairs), seed)
-    counts = frame["part"].value_counts().reindex(PARTS, fill_value=0).to_dict()
-    if min(counts[part] for part in (TRAIN, SELECT, TEST)) < MIN_PAIRS:
-        raise InputError(f"{pairs}: too few distinct pairs, {counts}; expected {MIN_PAIRS / SHARE:.0f} or more")
-    documents = list(frame["document"].unique())
-    if corpus:
-        lines, seen = json_lines(Path(corpus)), keys_of(documents)
-        texts = (f"{text_field(line, 'title', at, '')} {text_field(line, 'text', at)}".strip() for at, line in lines)
-        documents += [text for text in dict.fromkeys(texts) if seen.isdisjoint(overlap_keys(text))]
-    lists = [list(frame["query"].unique()), documents]
-    vectors, found = encode_lists(lists, SIDES, config, Path(cache).expanduser())
-    about = found.folder / "config_sentence_transformers.json"
-    own = (about.is_file() and read_json(about).get("similarity_fn_name")) or "cosine"
-    select = judged(frame, vectors, [SELECT], np.random.default_rng(seed).permutation(len(documents))[:POOL])
+    own, limit = stored(find_folder(config))
+    frame, same = read_parts(pairs, seed)
+    counts, documents = frame["part"].value_counts().reindex(PARTS, fill_value=0).to_dict(), frame["document"].unique()
+    lines, seen = json_lines(Path(corpus)) if corpus else (), keys_of(documents)
+    texts = [(f"{text_field(line, 'title', at, '')} {text_field(line, 'text', at)}".strip(), at) for at, line in lines]
+    places = {text: at for text, at in texts if seen.isdisjoint(overlap_keys(text))}  # in their order
+    lists = [list(frame["query"].unique()), [*documents, *places]]
+    number = {text: str(i) for i, text in enumerate(lists[1])}  # the id of a document, and of the query that it is
+    frame["id"] = frame["query"].map(number).fillna("query " + frame["q"].astype(str))
+    config = EncoderConfig(encoder, max_length=limit) if isinstance(encoder, str) else config
+    where = lambda i, row: (places if i else {}).get(lists[i][row], f"{pairs}, distinct {SIDES[i]} {row + 1}")  # noqa: E731
+    vectors, _ = encode_lists(lists, SIDES, config, Path(cache).expanduser(), name=where)
+    select = judged(frame, vectors, [SELECT], np.random.default_rng(seed).permutation(len(lists[1]))[:POOL])
     parts = [pair_vectors(frame[frame["part"] == part], vectors) for part in (TRAIN, SELECT)]
     start = IDENTITY.with_changes(name="fit", epochs=search.epochs_for(UPDATES, counts[TRAIN]))
     choice, _ = search.search(start, ROUNDS, search.Criterion([select]), *parts, seeds=(seed, seed + 1))
     (run,) = search.train_choice(choice, [seed], *parts, progress=False)
-    systems = {"frozen": (Recipe(name="frozen", head="none", similarity=own), {}), "head": (run.recipe, run.best)}
+    frozen = Recipe(name="frozen", head="none", similarity=own or "cosine")
+    systems = {"frozen": (frozen, {}), "head": (run.recipe, run.best)}
     for exponent in (0.05, 0.1, 0.2, 0.4):
         recipe = Recipe(name="whitening", head="none", whitening=exponent)
         systems[f"whitening {exponent}"] = recipe, heads.soft_whitening(vectors[1], exponent)
     scores = {name: select.score(head, recipe.similarity) for name, (recipe, head) in systems.items()}
     best = max(scores, key=scores.__getitem__)  # of equals the first: frozen
     results = compare(frame, vectors, systems).assign(chosen=lambda rows: rows["system"] == best)
-    if not results.loc[results["chosen"] & (results["answers"] == "all"), "low"].item() > 0:
+    results.attrs["notes"] = [f"left out: {same} pairs of a text with itself"] if same else []
+    whole = results[results["answers"] == "all"].set_index("system")
+    if not whole.loc[best, "low"] > 0:
+        row = whole.loc[max(list(scores)[1:], key=scores.__getitem__)]
+        found = "{difference:+.4f} [{low:+.4f}, {high:+.4f}] on {queries:,} queries; about {detectable:.4f} or more"
+        results.attrs["notes"] += [f"{row.name} was the best of the others: {found.format(**row)} would be found"]
         return None, results
     shown = {side: heads.project(systems[best][1], side, x) for side, x in zip(SIDES, vectors, strict=True)}
     origin = {"seed": seed, "averaged": choice.averaged, "pairs": counts, "select": scores}
     origin["sha256"] = {Path(path).name: sha256_file(path) for path in (pairs, corpus) if path}
     origin["lengths"] = {side: pd.Series(np.linalg.norm(z, axis=1)).describe().to_dict() for side, z in shown.items()}
     return export(out, config, *systems[best], {**origin, "results": results.to_dict("records")}), results
+
+
+def read_parts(path: str | Path, seed: int) -> tuple[pd.DataFrame, int]:
+    """split of a file's pairs, and how many of a text with itself were left out. InputError: too few for three parts."""
+    if not 0 <= seed < 2**32 - 1:
+        raise InputError(f"seed: expected a whole number from 0 to 4,294,967,294, got {seed}")
+    pairs = load_pairs(path)
+    both = [pair for pair in zip(pairs.queries, pairs.documents, strict=True) if len(set(pair)) == 2]
+    if (found := len({document for _, document in both})) < DEPTH:
+        raise InputError(f"{path}: fewer than {DEPTH} distinct documents ({found}), of which all would be results")
+    frame = split(Pairs(pairs.name, *map(list, zip(*both, strict=True))), seed)
+    counts, sizes = frame["part"].value_counts(), frame["group"].value_counts()
+    if counts.reindex([TRAIN, SELECT, TEST], fill_value=0).min() < MIN_PAIRS:
+        found = f"{path}: {len(frame)} distinct pairs, {len(sizes)} groups of 1 to {sizes.max()}: {counts.to_dict()}"
+        need = f"{MIN_PAIRS} or more in each of {TRAIN}, {SELECT}, {TEST}; pairs that share a text stay together"
+        raise InputError(f"{found}; expected {need}")
+    return frame, len(pairs) - len(both)
 
 
 def split(pairs: Pairs, seed: int) -> pd.DataFrame:
@@ -109,11 +133,11 @@ def pair_vectors(pairs: pd.DataFrame, vectors: list) -> PairVectors:
 
 
 def judged(frame: pd.DataFrame, vectors: list, parts: list[str], documents: np.ndarray) -> search.ValidationSet:
-    """The queries of some parts against these documents and all that a pair joins to them; vectors: (Q, D), (N, D)."""
+    """The queries of some parts against these documents, all of their pairs' too, never themselves; vectors: (Q, D), (N, D)."""
     rows = frame[frame["q"].isin(frame.loc[frame["part"].isin(parts), "q"])]
     queries, documents = rows["q"].unique(), np.union1d(documents, rows["d"])
-    grades = {str(q): dict.fromkeys(map(str, d), 1) for q, d in rows.groupby("q")["d"]}
-    qrels = Qrels("pairs", [str(d) for d in documents], [str(q) for q in queries], grades)
+    grades = {query: dict.fromkeys(map(str, d), 1) for query, d in rows.groupby("id")["d"]}
+    qrels = Qrels("pairs", [str(d) for d in documents], list(rows["id"].unique()), grades, drop_self=True)
     return search.ValidationSet(search.OWN, qrels, vectors[0][queries], vectors[1][documents])
 
 
@@ -121,10 +145,10 @@ def compare(frame: pd.DataFrame, vectors: list, systems: dict) -> pd.DataFrame:
     """Held-out queries against all documents: nDCG@10 of each system (recipe, parameters), on each kind of answers.
 
     answers: all (of TEST), not met, met (of TEST and MET; met if one is a document of TRAIN). queries: their number.
-    Means are over groups. difference: to the system 'frozen'; low, high: its 95 % interval, paired by group.
+    Means are over groups. difference: to the system 'frozen'; low, high: its 95 % interval, paired by group, as is detectable.
     """
     test = judged(frame, vectors, [TEST, MET], np.arange(len(vectors[1])))
-    rows = frame.assign(id=frame["q"].astype(str), met=frame["d"].isin(frame.loc[frame["part"] == TRAIN, "d"]))
+    rows = frame.assign(met=frame["d"].isin(frame.loc[frame["part"] == TRAIN, "d"]))
     queries = rows.groupby("id").agg({"group": "first", "part": "first", "met": "any"}).loc[test.qrels.query_ids]
     for system, (recipe, head) in systems.items():
         q, d = heads.project(head, "query", test.queries), heads.project(head, "document", test.documents)
@@ -135,8 +159,9 @@ def compare(frame: pd.DataFrame, vectors: list, systems: dict) -> pd.DataFrame:
         for system in systems if len(means) else ():
             difference = means[system] - means["frozen"]
             low, high = map(float, bootstrap_interval(difference.to_numpy()[None]))
-            table.append([answers, system, which.sum(), means[system].mean(), difference.mean(), low, high])
-    return pd.DataFrame(table, columns=["answers", "system", "queries", METRIC, "difference", "low", "high"])
+            least = detectable(pd.Series(difference.to_numpy(), pd.Index([""] * len(means), name="dataset")))
+            table.append([answers, system, which.sum(), means[system].mean(), difference.mean(), low, high, least])
+    return pd.DataFrame(table, columns=f"answers system queries {METRIC} difference low high detectable".split())
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -151,5 +176,5 @@ def run(options: Namespace) -> int:
     given = options.pairs, encoder_config(options), options.out, options.corpus, options.seed, options.cache
     model, results = fit(*given)
     print(results.to_string(index=False, float_format="%.4f"))
-    print(model or "nothing beats the frozen encoder on held-out queries beyond chance: no model was exported")
+    print(*results.attrs["notes"], model or "nothing beats the frozen encoder beyond chance: no model", sep="\n")
     return 0 if model else 3
