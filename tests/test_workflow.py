@@ -247,8 +247,16 @@ def make(home, config):
     (home / "pyproject.toml").touch()
     (home / "venv").mkdir(exist_ok=True)
     (home / "venv/.installed").touch()
-    command = ["make", "study", f"CONFIG={config}", "VENV=venv", f"BIN={Path(sys.executable).parent}"]
-    environment = os.environ | {"PYTHONPATH": str(home), "ASYMLIB_HOME": str(home)}
+    command = [
+        "make",
+        "--no-print-directory",
+        "study",
+        f"CONFIG={config}",
+        "VENV=venv",
+        f"BIN={Path(sys.executable).parent}",
+    ]
+    own = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS")}  # as by hand
+    environment = own | {"PYTHONPATH": str(home), "ASYMLIB_HOME": str(home)}
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=100)
     return done.returncode, done.stdout + done.stderr
 
