@@ -1,45 +1,63 @@
 """Runs against each other on the same queries: scores, paired tests, intervals, and the smallest difference to be seen."""
 
 import argparse
-import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
+from asymlib.data.collections import _GRADE, _lines, json_lines
 from asymlib.errors import InputError
 from asymlib.evaluate import METRICS, Qrels, parse_metric
+from asymlib.files import read_json, write_text
 from asymlib.significance import contrast, holm
 
 EXAMPLE = "asymlib compare frozen.run trained.run --qrels qrels/test.tsv"
 TYPES = dict.fromkeys(["track", "system", "seed", "dataset", "query_id", "metric"], str) | {"value": float}
 
 
-def read_rankings(path: str | Path, number: type = np.float32) -> dict[str, dict]:
-    """query -> {document: score} of a run; float32, to which trec_eval rounds scores. Of qrels: number is int."""
-    path, at, rankings = Path(path), 0, {}
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        for at, line in enumerate([text] if path.suffix == ".json" else text.split("\n"), start=1):  # noqa: B007
+def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
+    """query -> {document: grade} of TREC's judgements (query 0 document grade) or BEIR's (query-id corpus-id grade)."""
+    judged: dict[str, dict[str, int]] = defaultdict(dict)
+    for where, line in _lines(Path(path)):
+        columns = [column.strip() for column in line.split("\t")] if line.count("\t") == 2 else line.split()
+        if [column.casefold().replace("_", "-") for column in columns[:2]] == ["query-id", "corpus-id"]:
+            continue
+        grade = _GRADE.fullmatch(columns[-1]) if len(columns) in (3, 4) else None
+        if not grade or judged[columns[0]].setdefault(columns[-2], int(grade[1])) != int(grade[1]):
+            raise InputError(f"{where}: expected query 0 document grade, or BEIR's, each once; found {line[:60]!r}")
+    return judged
+
+
+def read_run(path: str | Path) -> tuple[dict[str, dict[str, np.float32]], list[str]]:
+    """query -> {document: score}, float32, to which trec_eval rounds scores; and a note if ranks contradict them."""
+    path, rankings, ranks = Path(path), defaultdict(dict), defaultdict(list)
+    parts = json_lines(path) if path.suffix == ".jsonl" else _lines(path)
+    for where, part in [(path, read_json(path))] if path.suffix == ".json" else parts:
+        try:
             if path.suffix == ".json":  # of mteb
-                parts = [of for name, x in json.loads(line).items() if name != "mteb_model_meta" for of in x.values()]
-                triples = [(query, *result) for of in parts for query, found in of.items() for result in found.items()]
-            elif path.suffix == ".jsonl" and line.strip():  # of Sentence Transformers
-                record = json.loads(line)
-                triples = [(record["query_id"], found["corpus_id"], found["score"]) for found in record["results"]]
+                subsets = [(name, of) for name, of in part.items() if name != "mteb_model_meta"]
+                splits = [(f"{name}/{split}", of[split]) for name, of in subsets for split in of]
+                if two := [(q, a, b) for a, x in splits for b, y in splits if a < b for q in x.keys() & y.keys()]:
+                    raise ValueError("query {!r} is in {} and in {}; make a file of each".format(*two[0]))
+                rows = [(q, d, 0, of[q][d]) for _, of in splits for q in of for d in of[q]]
+            elif path.suffix == ".jsonl":  # of Sentence Transformers
+                rows = [(part["query_id"], found["corpus_id"], 0, found["score"]) for found in part["results"]]
             else:
-                columns = line.split("\t") if line.count("\t") == 2 else line.split()
-                row = [columns[i].strip() for i in {6: (0, 2, 4), 4: (0, 2, 3), 3: (0, 1, 2), 0: ()}[len(columns)]]
-                triples = [row] if row[2:] not in ([], ["score"]) else []  # an empty line, BEIR's header
-            for query, document, value in triples:
-                value, found = number(value), rankings.setdefault(str(query), {})
-                if found.setdefault(str(document), value) != value:  # nan, too, is unlike itself
-                    raise ValueError(f"document {document!r} has no score, or two")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        known = "query Q0 document rank score tag; of qrels: query 0 document grade, or BEIR's; mteb's .json, or .jsonl"
-        raise InputError(f"{path}:{at}: expected {known} ({error!r})") from error
-    return rankings
+                rows = [(query, document, rank, score) for query, _, document, rank, score, _ in [part.split()]]
+            for query, document, rank, score in rows:
+                value = np.float32(score if abs(float(score)) < 3.4e38 else "nan")
+                if rankings[str(query).strip()].setdefault(str(document).strip(), value) != value:  # nan, too
+                    raise ValueError(f"document {document!r} has no finite score, or two")
+                ranks[query].append((int(rank), -value))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise InputError(f"{where}: expected a run of TREC (six columns), mteb or .jsonl ({error})") from error
+    against = sum((by_rank := [x for _, x in sorted(found)]) != sorted(by_rank) for found in ranks.values())
+    note = f"{path}: ranks contradict scores in {against} queries (distances?); the higher score is the better"
+    return rankings, [note] if against else []
 
 
 def read_table(path: Path, prefix: str = "") -> pd.DataFrame:
@@ -61,64 +79,86 @@ def score(rankings: dict, qrels: dict[str, dict[str, int]], metrics: Sequence[st
     return pd.DataFrame({"query_id": list(qrels), **values}).melt("query_id", var_name="metric")
 
 
-def detectable(difference: pd.Series) -> float:
-    """The smallest true difference that a two-sided test at 5 % finds four times in five: (z_.975 + z_.8) sd / sqrt(n).
+def detectable(difference: pd.Series, level: float = 0.05) -> float:
+    """The smallest true difference that a two-sided test finds four times in five: (z_{1-level/2} + z_.8) sd / sqrt(n).
 
     difference: paired by query; index level `dataset`, which weigh the same each; nan if one has one query. Bloom 1995.
     """
     groups = difference.groupby(level="dataset")
     error = np.sqrt((groups.var() / groups.size()).sum(skipna=False)) / groups.ngroups
-    return float(error * 2.801585218112968)
+    return float(error * (NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(0.8)))
 
 
-def compare(runs: Sequence[str | Path], qrels: str | Path = "", metrics: Sequence[str] = METRICS) -> pd.DataFrame:
-    """Every system against the first: a line a track, metric and system; attrs["notes"] counts queries without results.
+def compare(runs: Sequence[str | Path], qrels: str | Path = "", metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    """Every system against the first: a line a track, metric and system; attrs["notes"]: what is odd about the runs.
 
-    runs: of read_table (.parquet) or read_rankings, which need qrels; queries without a relevant document are left out.
-    Columns: those of significance.contrast (b: against), p_holm over a track's systems, queries, detectable, verdict.
+    runs: of read_table (.parquet), or of read_run, which need qrels; queries without a relevant document are left out.
+    metrics: None is METRICS, of tables all that they share. Columns: of significance.contrast (difference: mean, of system,
+    less mean_against), queries, detectable (at level .05 / systems, Holm's first), p_holm over a track's systems, verdict.
     """
-    judged, tables, notes, lines = read_rankings(qrels, int) if qrels else {}, [], [], []
-    judged = {query: grades for query, grades in judged.items() if max(grades.values()) > 0}
-    for path in map(Path, runs):
-        if path.suffix == ".parquet":
-            tables.append(read_table(path, f"{path}:" if len(runs) > 1 else ""))
-            continue
-        rankings = read_rankings(path)
-        lacking = len(judged.keys() - rankings.keys())
-        if lacking == len(judged):
-            raise InputError(f"{path}: expected queries with relevant documents in --qrels {qrels}; it has none")
-        notes += [f"{path} lacks {lacking} of {len(judged)} queries, which score 0"] if lacking else []
-        tables.append(score(rankings, judged, metrics).assign(track="", system=str(path), seed="0", dataset=""))
-    per_query = pd.concat(tables).query("metric in @metrics")
-    first = next(iter(per_query["system"]), "none")
+    paths, notes = [Path(path) for path in runs], []
+    tabular = [path for path in paths if path.suffix == ".parquet"]
+    if len({path.resolve() for path in paths}) < len(paths) or tabular not in ([], paths):
+        raise InputError("compare: expected different files, all of them runs or all of them tables (.parquet)")
+    if not (tabular or qrels):
+        raise InputError("compare: runs need --qrels, the judgements to score them with")
+    tables = [read_table(path, f"{path}:" if len(paths) > 1 else "") for path in tabular]
+    tables = tables or _of_runs(paths, qrels, metrics or METRICS, notes)
+    known = [name for name in tables[0]["metric"].unique() if all((table["metric"] == name).any() for table in tables)]
+    if wrong := [name for name in metrics or () if name not in known]:
+        raise InputError(f"--metrics {wrong[0]}: expected some of {', '.join(known)}, which every table has")
+    per_query = pd.concat(tables)[lambda table: table["metric"].isin(metrics or known)]
+    first, lines = next(iter(per_query["system"]), "none"), []
     if per_query["system"].nunique() < 2 or per_query.duplicated(list(TYPES)[:-1]).any():
         raise InputError(f"compare: expected scores of two systems or more, each once; the first is {first}")
     for (track, metric), part in per_query.groupby(["track", "metric"], sort=False):
         means = part.groupby(["dataset", "query_id", "system"])["value"].mean().unstack()
-        for system in part["system"][part["system"] != first].unique():
-            line = {"track": track, "system": system, "against": first, "metric": metric}
-            line |= contrast(part, system, first, track, metric)
-            lines.append({**line, "queries": len(means), "detectable": detectable(means[system] - means[first])})
-    table = pd.DataFrame(lines).astype({"p_value": float})
+        others = part["system"][part["system"] != first].unique()
+        level = f" (at level .05 / {len(others)}, for {len(others)} systems)" if len(others) > 1 else ""
+        for system in others:
+            line = {"track": track, "metric": metric, "system": system, "against": first}
+            least = detectable(means[system] - means[first], 0.05 / len(others))
+            seen = f"; a difference of about {least:.4f} would be{level}" if least > 0 else ""
+            line |= contrast(part, system, first, track, metric) | {"queries": len(means), "detectable": least}
+            lines.append({**line, "verdict": f"not separable with these {len(means)} queries{seen}"})
+    table = pd.DataFrame(lines).rename(columns={"mean_a": "mean", "mean_b": "mean_against"}).astype({"p_value": float})
     table["p_holm"] = table.groupby(["track", "metric"])["p_value"].transform(lambda p: holm(p.to_numpy()))
     told_apart = table["difference"].map(lambda x: f"{'better' if x > 0 else 'worse'} by {abs(x):.4f}")
-    least = table["detectable"].map(lambda x: f"; a difference of about {x:.4f} would be" if x > 0 else "")
-    alike = "not separable with these " + table["queries"].astype(str) + " queries" + least
-    table["verdict"] = told_apart.where(table["p_holm"] < 0.05, alike)
+    table["verdict"] = told_apart.where(table["p_holm"] < 0.05, table.pop("verdict"))
     table.attrs["notes"] = notes
     return table
 
 
+def _of_runs(paths: list[Path], qrels: str | Path, metrics: Sequence[str], notes: list[str]) -> list[pd.DataFrame]:
+    """The scores of each run; adds to notes what is odd about it."""
+    judged, tables = {query: grades for query, grades in read_qrels(qrels).items() if max(grades.values()) > 0}, []
+    if not judged:
+        raise InputError(f"{qrels}: holds no query with a relevant document")
+    for path in paths:
+        rankings, said = read_run(path)
+        if (lacking := len(judged.keys() - rankings.keys())) == len(judged):
+            raise InputError(f"{path}: expected queries with relevant documents in --qrels {qrels}; it has none")
+        notes += [*said, f"{path} lacks {lacking} of {len(judged)} queries, which score 0"] if lacking else said
+        if not any(grades.keys() & rankings.get(query, ()) for query, grades in judged.items()):
+            notes.append(f"{path}: no judged document is in its results; are they the same documents?")
+        tables.append(score(rankings, judged, metrics).assign(track="", system=str(path), seed="0", dataset=""))
+    return tables
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `asymlib compare`."""
     parser.add_argument("runs", nargs="+", help="TREC's, mteb's or Sentence Transformers' runs, or per-query tables")
     parser.add_argument("--qrels", default="", help="judgements in TREC's or BEIR's format; tables need none")
-    parser.add_argument("--metrics", nargs="+", default=METRICS, help="such as ndcg@10 mrr@10 recall@100")
+    parser.add_argument("--metrics", nargs="+", help="such as ndcg@10 mrr@10 recall@100 (those); of tables: all")
+    parser.add_argument("--json", metavar="FILE", help="write the lines")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the lines, what they say in words, and the notes."""
+    if options.json and Path(options.json).is_dir():
+        raise InputError(f"{options.json}: a folder, expected a file")
     table = compare(options.runs, options.qrels, options.metrics)
+    if options.json:
+        write_text(options.json, table.to_json(orient="records", double_precision=15, indent=2) + "\n")
     print(table.drop(columns="verdict").to_string(index=False, float_format="%.4g"), end="\n\n")
     words = [f"{line.track} {line.system}, {line.metric}: {line.verdict}".strip() for line in table.itertuples()]
     print(*words, *table.attrs["notes"], sep="\n")
