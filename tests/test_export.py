@@ -213,10 +213,9 @@ def runs(tmp_path, config):
     ]
     history = pd.DataFrame(rows, columns=magnitude.HISTORY_COLUMNS)
     folder = tmp_path / "heads" / "mine"
-    checkpoints.save_runs(folder, runs, history, encoder=find_encoder(config).key, study="a" * 64)
-    prompts = ["--query-prompt", config.query_prompt, "--document-prompt", config.document_prompt]
-    command = ["export", str(folder), "--encoder", config.model, "--max-length", "24", *prompts]
-    return command, runs
+    key = find_encoder(config).key
+    checkpoints.save_runs(folder, runs, history, encoder=key, encoder_config=vars(config), study="a" * 64)
+    return ["export", str(folder)], runs
 
 
 def test_the_command_exports_one_seed(tmp_path, config, cache, runs, capsys):
@@ -243,8 +242,10 @@ def test_the_command_exports_one_seed(tmp_path, config, cache, runs, capsys):
     [
         (["--seed", "5"], "--seed 5: expected a run that did not diverge: 0, 4"),
         (["--seed", "1"], "--seed 1: expected a run that did not diverge: 0, 4"),
-        (["--max-length", "30"], r"prompts that it was trained with: --max-length 24, prompts 'w7 w9 : ' and 'w3 : ' "),
-        (["--document-prompt", ""], "give the --max-length and prompts that it was trained with$"),
+        (
+            ["--encoder", "all-MiniLM-L6-v2"],
+            "^all-MiniLM-L6-v2: another model than that of .*; give the same as --encoder$",
+        ),
     ],
 )
 def test_the_command_refuses_other_encoders_and_seeds(tmp_path, runs, changes, message):
@@ -253,18 +254,20 @@ def test_the_command_refuses_other_encoders_and_seeds(tmp_path, runs, changes, m
     assert not (tmp_path / "model").exists()
 
 
-def test_the_options_that_heads_were_trained_with_are_found_among_the_usual_ones(runs, bert, tmp_path):
-    folder, command = runs[0][1], ["export", runs[0][1], "--encoder", str(bert), "--out", str(tmp_path / "model")]
-    checkpoints.save_runs(folder, runs[1], encoder=find_encoder(EncoderConfig(str(bert), max_length=17)).key)
-    with pytest.raises(InputError, match=r"trained with: --max-length 17, prompts None and None \(None: left out\)$"):
-        main([*command, "--query-prompt", "w1", "--max-length", "17"])
-    with pytest.raises(InputError) as caught:
-        main([*command, "--max-length", "18"])
-    assert "--max-length 17" in str(caught.value) and len(str(caught.value)) < 400
+def test_the_encoder_may_have_moved(tmp_path, bert, runs, config):
+    shutil.copytree(bert, tmp_path / "elsewhere")
+    command = [*runs[0], "--encoder", str(tmp_path / "elsewhere"), "--out", str(tmp_path / "model")]
+    assert main(command) == 0 and load(tmp_path / "model").prompts["query"] == config.query_prompt
+
+
+def test_a_full_folder_is_refused_before_heads_are_read_and_heads_without_their_encoder_are(tmp_path, runs, config):
     full = tmp_path / "full"
     (full / "a").mkdir(parents=True)
-    with pytest.raises(InputError, match="full: holds something already"):  # before heads are read
-        main(["export", str(tmp_path / "no heads"), "--encoder", str(bert), "--out", str(full)])
+    with pytest.raises(InputError, match="full: holds something already"):
+        main(["export", str(tmp_path / "no heads"), "--out", str(full)])
+    checkpoints.save_runs(runs[0][1], runs[1], encoder=find_encoder(config).key)
+    with pytest.raises(InputError, match=r"config\.json: expected encoder_config"):
+        main([*runs[0], "--out", str(tmp_path / "model")])
 
 
 def test_the_length_is_the_models_own_where_none_is_given(tmp_path, bert):

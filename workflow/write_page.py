@@ -40,7 +40,7 @@ def page(executed: str | Path, kind: str) -> str:
     where = {"path": str(project_path()), "name": "asymlib"}  # what pictures are relative to, and the title
     text, _ = exporter.from_notebook_node(notebook, resources={"metadata": where})
     if kind == "html":  # whose template asks a server for what only formulas and widgets need
-        return re.sub(r'<script[^>]* src="https://[^"]*"[^>]*></script>', "", text)
+        return re.sub(r'<script[^>]* src="https://[^"]*"[^>]*>\s*</script>', "", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

@@ -11,14 +11,14 @@ import pandas as pd
 import torch
 
 from asymlib import checkpoints, heads, magnitude
-from asymlib.encoding.encoder import SIDES, EncoderConfig, _sha256_json, find_encoder, load_model, longest
+from asymlib.encoding.encoder import SIDES, EncoderConfig, find_encoder, load_model, longest
 from asymlib.errors import InputError
 from asymlib.files import read_json
 from asymlib.losses import SIMILARITIES
 from asymlib.recipes import Recipe
 from asymlib.report.tables import read_table
 
-EXAMPLE = "asymlib export data/runs/reproduce/heads/asym-cos-identity --encoder all-MiniLM-L6-v2 --max-length 64 --out exported"
+EXAMPLE = "asymlib export data/runs/reproduce/heads/asym-cos-identity --out exported"
 STORED = ("cosine", "dot", "euclidean")  # similarities that a model's folder can declare and asymlib knows
 CARD = """---
 library_name: sentence-transformers
@@ -128,7 +128,9 @@ def _side(parameters: heads.Parameters, side: str, similarity: str) -> list:
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("heads", help="a folder of 02_train_heads or 03_select_head: data/runs/<study>/heads/<recipe>")
-    add_encoder_arguments(parser, "which of the runs (0)")
+    parser.add_argument("--seed", type=int, default=0, help="which of the runs (0)")
+    parser.add_argument("--encoder", help="where the encoder is now; left out: where it was in training")
+    parser.add_argument("--out", required=True, help="folder of the model, new or empty")
     parser.add_argument("--results", help="folder of the study's tables, for the model card: data/results/<study>")
 
 
@@ -147,23 +149,18 @@ def encoder_config(options: Namespace) -> EncoderConfig:
     return replace(config, max_length=longest(config) if options.max_length is None else options.max_length)
 
 
-def _options_of(key: str | None, config: EncoderConfig) -> str:
-    """The length, up to 8,192, and prompts (as given, left out, empty) that give the config's model this key; "": none."""
-    for query, document in ((config.query_prompt, config.document_prompt), (None, None), ("", "")):
-        identity = find_encoder(replace(config, query_prompt=query, document_prompt=document)).identity
-        for length in range(3, 8193):
-            if _sha256_json(identity | {"max_length": length}) == key:
-                return f": --max-length {length}, prompts {query!r} and {document!r} (None: left out)"
-    return ""
-
-
 def run(options: Namespace) -> int:
     """The command: the best epoch of one seed as a model."""
     check_new(options.out)
-    (runs, config), encoder = checkpoints.load_runs(options.heads), encoder_config(options)
-    if (key := config.get("encoder")) != find_encoder(encoder).key:
-        cure = f"give the --max-length and prompts that it was trained with{_options_of(key, encoder)}"
-        raise InputError(f"{options.heads}: trained with other vectors than {options.encoder} gives so; {cure}")
+    runs, config = checkpoints.load_runs(options.heads)
+    if "encoder_config" not in config:
+        raise InputError(
+            f"{options.heads}/config.json: expected encoder_config, as 02_train_heads writes it; train again"
+        )
+    encoder = EncoderConfig(**config["encoder_config"])
+    encoder = replace(encoder, model=options.encoder or encoder.model)
+    if find_encoder(encoder).key != config.get("encoder"):
+        raise InputError(f"{encoder.model}: another model than that of {options.heads}; give the same as --encoder")
     chosen = {run.seed: run for run in runs if not run.diverged}
     if (one := chosen.get(options.seed)) is None:
         raise InputError(f"--seed {options.seed}: expected a run that did not diverge: {', '.join(map(str, chosen))}")
