@@ -116,6 +116,11 @@ def test_wrong_packages_are_named(tmp_path, packages):
     for role in packages:
         with pytest.raises(InputError, match="packages: no docstring of madeempty makes a pair"):
             docstring_pairs({**packages, role: ["madeempty"]}, 10, 10, 10)
+    install(tmp_path / "site", "madebare", {"madebare.py": "x = 1\n"})
+    next((tmp_path / "site").glob("madebare*/RECORD")).unlink()  # no list of its files
+    for empty in ("madeempty", "madebare"):
+        with pytest.raises(InputError, match=f"packages: no docstring of {empty} makes a pair"):
+            docstring_pairs({role: [empty] for role in packages}, 10, 10, 10)
     (tmp_path / "site" / "madetest" / "b.py").unlink()
     with pytest.raises(
         InputError, match=r"package madetest: madetest/b\.py: No such file or directory; install it again"

@@ -193,7 +193,7 @@ def test_a_study_that_cannot_be_written_whole_is_absent(home):
     whole = studies.prepare("s", "folder", **OWN)
     (whole.folder / "train.jsonl").unlink()
     (whole.folder / "train.jsonl").mkdir()  # so that no file can take its name
-    with pytest.raises(OSError):
+    with pytest.raises(InputError, match=r"train\.jsonl: a folder, expected a file"):
         studies.prepare("s", "folder", **OWN)
     with pytest.raises(InputError, match=r"s/study\.json: no such file; run 01_data_prep for this study again"):
         studies.load("s")

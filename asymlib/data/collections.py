@@ -226,10 +226,6 @@ def _judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
         if [column.casefold().replace("_", "-") for column in columns[:2]] == ["query-id", "corpus-id"]:
             continue
         if len(columns) != 3 or not (grade := _GRADE.fullmatch(columns[2])):
-            expected = "query-id <tab> corpus-id <tab> whole number"
-            if len(words := line.split()) == 4 and _GRADE.fullmatch(words[3]):
-                expected += " (TREC's own layout has one column more: leave out the second)"
-            elif "\t" not in line:
-                expected += " (tabs, no other blanks)"
+            expected = "query-id <tab> corpus-id <tab> whole number (no other blanks, no second column as TREC has)"
             raise InputError(f"{where}: expected {expected}, found {line[:80]!r}")
         yield where, columns[0], columns[1], int(grade[1])

@@ -45,7 +45,7 @@ def docstring_pairs(
     """
     role_of = {package: role for role in ROLES for package in packages[role]}
     read = {package: _package_rows(package) for package in tqdm(role_of, desc="read docstrings", unit="package")}
-    pairs, removed = _clean(read, role_of)
+    pairs, removed = _clean(read, role_of) if any(read.values()) else (read, {})
     tested = {package: pairs[package][:limit_per_collection] for package in packages["test"]}
     split = {
         role: sorted((pair for package in packages[role] for pair in pairs[package]), key=pair_hash)[:limit]

@@ -98,10 +98,7 @@ def read_vectors(
 
 
 def share_cut(lists: Lists, sides: Sequence[str], config: EncoderConfig) -> list[float]:
-    """Share of each list's texts, in [0, 1], that lose their end: longer than max_length tokens, prompt and all.
-
-    0 for a model that reads texts of any length, such as static embeddings.
-    """
+    """Share in [0, 1] of each list's texts longer than max_length tokens, prompt and all; 0 where any length is read."""
     _texts(lists, sides)
     encoder = find_encoder(config)
     model, shares = load_model(encoder.folder, encoder.key, config.max_length, config.dtype, config.device), []
@@ -185,10 +182,7 @@ def _forward(model: Module, side: str, features: Mapping[str, object], rows: np.
 
 
 def _side_by_side(run: Callable, batches: list[np.ndarray], workers: int, bar: tqdm) -> np.ndarray:
-    """The vectors of all batches, on a CPU one on each core: nothing waits for another core inside a layer.
-
-    Splitting every product over the cores instead stalls all of them whenever one is busy with another program.
-    """
+    """The vectors of all batches, on a CPU one on each core: nothing waits for another core inside a layer."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")  # no TF32 or bfloat16 inside, so that a GPU agrees with a CPU

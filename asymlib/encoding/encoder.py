@@ -209,9 +209,7 @@ def load_model(folder: Path, key: str, max_length: int, dtype: str, device: str 
     try:
         weights = {"use_safetensors": True, "dtype": getattr(torch, dtype)}
         model = SentenceTransformer(str(folder), model_kwargs=weights, **how).eval()
-        readers = [
-            part for part in model.modules() if isinstance(part, (Transformer, WordEmbeddings))
-        ]  # on every route
+        readers = [part for part in model.modules() if isinstance(part, (Transformer, WordEmbeddings))]
         for part in readers:
             _check_parameters(part)
         with torch.inference_mode():

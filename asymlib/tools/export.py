@@ -20,23 +20,7 @@ from asymlib.report.tables import read_table
 
 EXAMPLE = "asymlib export data/runs/reproduce/heads/asym-cos-identity --out exported"
 STORED = ("cosine", "dot", "euclidean")  # similarities that a model's folder can declare and asymlib knows
-CARD = """---
-library_name: sentence-transformers
----
-# {name}
-{model} with heads of recipe {recipe} (asymlib). Encode with `encode_query` and `encode_document`, score with `similarity`.
-The similarity is {similarity}, in a vector store too. Texts are cut to {length} tokens. {means}
-```
-{results}
-```
-Not good for: queries against queries, or documents against documents; another similarity; an index that the bare encoder
-filled, unless documents have no head; topics, languages and kinds of text that the training pairs lack; empty texts: a
-zero vector of the encoder becomes the head's bias here, while asymlib keeps it at zero and ranks it last.
-## Origin
-```json
-{origin}
-```
-"""
+CARD = Path(__file__).with_name("card.md").read_text(encoding="utf-8")  # of a model
 
 
 def export(
