@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from asymlib.data import fetch
 from asymlib.data.collections import load_beir
-from asymlib.data.fetch import fetch_beir, fetch_pairs, main
 from asymlib.data.pairs import load_pairs
 from asymlib.errors import InputError, run_command
 from tests.test_collections import write_beir
+from workflow import fetch
+from workflow.fetch import fetch_beir, fetch_pairs, main
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Download public retrieval data: BEIR collections, and training pairs of MS MARCO.
 
-`python -m asymlib.data.fetch beir scifact nfcorpus`, `python -m asymlib.data.fetch pairs --sample 88000`.
+`python workflow/fetch.py beir scifact nfcorpus`, `python workflow/fetch.py pairs --sample 88000`.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def fetch_pairs(sample: int = 10_000, seed: int = 0, to: str | Path = "", datase
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line: fetch BEIR collections, or draw MS MARCO pairs."""
-    parser = argparse.ArgumentParser(prog="python -m asymlib.data.fetch", description="Download public retrieval data.")
+    parser = argparse.ArgumentParser(prog="python workflow/fetch.py", description="Download public retrieval data.")
     commands = parser.add_subparsers(dest="command", required=True)
     beir = commands.add_parser("beir", help="download BEIR collections, checked against their published MD5")
     beir.add_argument("names", nargs="+", metavar="NAME", choices=BEIR_MD5, help=", ".join(BEIR_MD5))
