@@ -17,7 +17,8 @@ from asymlib.files import project_path
 from asymlib.recipes import Recipe
 from asymlib.report import tables
 from asymlib.tools import export as tool
-from asymlib.tools.export import export, stored
+from asymlib.tools import fit
+from asymlib.tools.export import declared_similarity, export
 from asymlib.tools.main import main
 from asymlib.train import TrainedRun
 from tests.small_encoders import some_texts, store
@@ -271,23 +272,22 @@ def test_a_full_folder_is_refused_before_heads_are_read_and_heads_without_their_
 
 
 def test_the_length_is_the_models_own_where_none_is_given(tmp_path, bert):
-    assert stored(bert) == ("cosine", 64)
+    assert (declared_similarity(bert), tool.encoder_of(str(bert)).max_length) == ("cosine", 64)
     model = load(export(tmp_path / "model", str(bert), Recipe(name="r"), trained("linear", "both"), {}))
     assert model.max_seq_length == 64
     for given, expected in (([], 64), (["--max-length", "20"], 20)):
-        parser = ArgumentParser()
-        tool.add_encoder_arguments(parser, "")
-        options = parser.parse_args(["--encoder", str(bert), "--out", "x", *given])
-        assert tool.encoder_config(options) == EncoderConfig(str(bert), max_length=expected)
+        fit.add_arguments(parser := ArgumentParser())
+        options = parser.parse_args(["pairs.jsonl", "--encoder", str(bert), "--out", "x", *given])
+        assert fit.encoder_config(options) == EncoderConfig(str(bert), max_length=expected)
 
 
 def test_a_declared_similarity_is_one_that_is_known(tmp_path, bert):
     shutil.copytree(bert, tmp_path / "model")
     store(tmp_path / "model", similarity_fn_name="dot")
-    assert stored(tmp_path / "model")[0] == "dot"
+    assert declared_similarity(tmp_path / "model") == "dot"
     store(tmp_path / "model", similarity_fn_name="manhattan")
     with pytest.raises(InputError, match="similarity_fn_name 'manhattan'; expected one of cosine, dot, euclidean"):
-        stored(tmp_path / "model")
+        declared_similarity(tmp_path / "model")
 
 
 def test_the_example_of_the_help_is_the_readmes():

@@ -292,7 +292,7 @@ def test_pairs_both_ways_are_judged_without_themselves(tmp_path, encoder, quick)
 
 def test_an_encoder_by_name_takes_its_own_length(tmp_path, encoder, monkeypatch):
     taken = []
-    monkeypatch.setattr(tool, "stored", lambda folder: (None, 77))
+    monkeypatch.setattr("asymlib.tools.export.longest", lambda config: 77)
     monkeypatch.setattr(
         tool,
         "encode_lists",

@@ -32,7 +32,7 @@ def look(receipt: Path) -> tuple[str, float | None, str]:
             except OSError:  # a running job holds its log
                 pass
     elif state == "ok":
-        error = problem(last) or (changed(receipt) and f"{changed(receipt)} has changed")
+        error = problem(last) or ((path := changed(receipt)) and f"{path} has changed")
         state = "outdated" if error else "ok"
     return state, seconds, error
 

@@ -25,7 +25,7 @@ from asymlib.evaluate import Qrels
 from asymlib.files import write_text
 
 FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")  # what a test collection is read from
-_GRADE = re.compile(r"([+-]?\d{1,9})(\.0*)?")
+GRADE = re.compile(r"([+-]?\d{1,9})(\.0*)?")
 # vowel signs, tones and accents that no single character includes; not the variation selectors of emoji, U+FE00 to U+FE0F
 _MARKS = frozenset(chr(i) for i in (*range(0xFE00), *range(0xFE10, 0x1F000)) if unicodedata.category(chr(i))[0] == "M")
 _WORD, _MARKED_WORD = re.compile(r"\w+"), re.compile(rf"\w[\w{''.join(sorted(_MARKS))}]*")
@@ -122,7 +122,7 @@ def write_lines(path: Path, records: Iterable[dict]) -> None:
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict]]:
     """Give ("path:line", object) for every line that is not blank; anything but a JSON object is an InputError."""
-    for where, line in _lines(path):
+    for where, line in text_lines(path):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:  # RecursionError: lists in lists in lists
@@ -167,7 +167,7 @@ def check_file(path: Path, why: str = "") -> None:
         raise InputError(f"{path}: {error.strerror.lower()}{why}") from error
 
 
-def _lines(path: Path, why: str = "") -> Iterator[tuple[str, str]]:
+def text_lines(path: Path, why: str = "") -> Iterator[tuple[str, str]]:
     """Give ("path:line", text) for every line of UTF-8 that is not blank. why: as of check_file."""
     check_file(path, why)
     with open(path, encoding="utf-8", errors="surrogateescape") as file:  # other bytes become lone surrogates
@@ -221,11 +221,11 @@ def _read_qrels(path: Path, queries: dict, documents: dict, strict: bool) -> tup
 def _judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
     """("path:line", query id, document id, grade) of a tab-separated file, with or without BEIR's header."""
     splits = ", ".join(sorted(file.stem for file in path.parent.glob("*.tsv")))
-    for where, line in _lines(path, f"; splits here: {splits or 'none'}"):
+    for where, line in text_lines(path, f"; splits here: {splits or 'none'}"):
         columns = [column.strip() for column in line.split("\t")]
         if [column.casefold().replace("_", "-") for column in columns[:2]] == ["query-id", "corpus-id"]:
             continue
-        if len(columns) != 3 or not (grade := _GRADE.fullmatch(columns[2])):
+        if len(columns) != 3 or not (grade := GRADE.fullmatch(columns[2])):
             expected = "query-id <tab> corpus-id <tab> whole number (no other blanks, no second column as TREC has)"
             raise InputError(f"{where}: expected {expected}, found {line[:80]!r}")
         yield where, columns[0], columns[1], int(grade[1])

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from asymlib.data.collections import _GRADE, _lines, json_lines
+from asymlib.data.collections import GRADE, json_lines, text_lines
 from asymlib.errors import InputError
 from asymlib.evaluate import METRICS, Qrels, parse_metric
 from asymlib.files import read_json, write_text
@@ -22,11 +22,11 @@ TYPES = dict.fromkeys(["track", "system", "seed", "dataset", "query_id", "metric
 def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
     """query -> {document: grade} of TREC's judgements (query 0 document grade) or BEIR's (query-id corpus-id grade)."""
     judged: dict[str, dict[str, int]] = defaultdict(dict)
-    for where, line in _lines(Path(path)):
+    for where, line in text_lines(Path(path)):
         columns = [column.strip() for column in line.split("\t")] if line.count("\t") == 2 else line.split()
         if [column.casefold().replace("_", "-") for column in columns[:2]] == ["query-id", "corpus-id"]:
             continue
-        grade = _GRADE.fullmatch(columns[-1]) if len(columns) in (3, 4) else None
+        grade = GRADE.fullmatch(columns[-1]) if len(columns) in (3, 4) else None
         if not grade or judged[columns[0]].setdefault(columns[-2], int(grade[1])) != int(grade[1]):
             raise InputError(f"{where}: expected query 0 document grade, or BEIR's, each once; found {line[:60]!r}")
     return judged
@@ -35,7 +35,7 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
 def read_run(path: str | Path) -> tuple[dict[str, dict[str, np.float32]], list[str]]:
     """query -> {document: score}, float32, to which trec_eval rounds scores; and a note if ranks contradict them."""
     path, rankings, ranks = Path(path), defaultdict(dict), defaultdict(list)
-    parts = json_lines(path) if path.suffix == ".jsonl" else _lines(path)
+    parts = json_lines(path) if path.suffix == ".jsonl" else text_lines(path)
     for where, part in [(path, read_json(path))] if path.suffix == ".json" else parts:
         try:
             if path.suffix == ".json":  # of mteb

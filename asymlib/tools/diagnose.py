@@ -25,14 +25,13 @@ from asymlib.errors import InputError
 from asymlib.files import read_json, write_json, write_text
 from asymlib.report import style
 from asymlib.tools.compare import detectable
-from asymlib.tools.export import stored
+from asymlib.tools.export import STORED, declared_similarity, encoder_of
 
 EXAMPLE = "asymlib diagnose all-MiniLM-L6-v2 --html diagnosis.html"
 HERE = Path(__file__).parent
 KNOWN = read_json(HERE / "diagnose.json")  # rules, prompts of model families, metrics of vector stores
 PAGES = Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True)
 PAGES.globals |= {"version": __version__, "rules": KNOWN["rules"]}
-SIMILARITIES = ("cosine", "dot", "euclidean")
 LEVEL = 0.05  # of all tests of a diagnosis together
 DEPTH, TEMPERATURE = 10, 0.05  # results a query, as in METRIC; 1 / the default scale of MultipleNegativesRankingLoss
 DOCSTRINGS = "2,000 docstrings of installed packages, about 2 minutes with all-MiniLM-L6-v2 on 2 cores"
@@ -67,7 +66,7 @@ def diagnose(
     is the model's own. Returns plain values, as the JSON file holds them: what was measured, and `findings`, a row for each
     rule that applies: rule, of, value, low, high, p, p_holm (over all tests), verdict (wrong, note or fine), evidence, advice.
     """
-    declared, limit = stored(find_folder(EncoderConfig(model)))
+    declared = declared_similarity(find_folder(EncoderConfig(model)))
     collection, used = collection or docstring_collection(), declared or "cosine"
     row = {name: i for i, name in enumerate(collection.doc_ids)}
     judged = [(i, row[name]) for i, query in enumerate(collection.query_ids)
@@ -76,12 +75,12 @@ def diagnose(
         raise InputError(f"{collection.name}: expected at least {DEPTH} queries, documents and right answers")
     right = np.array(judged).T  # (2, P) rows of queries and of the documents that answer them
     cache_folder, lists = Path(cache_folder).expanduser(), [collection.queries, collection.documents]
-    config = EncoderConfig(model, max_length=limit if max_length is None else max_length)
+    config = encoder_of(model) if max_length is None else EncoderConfig(model, max_length=max_length)
     how = cache_folder, progress, lambda number, row: collection.name_of(SIDES[number], row)
     (q, d), encoder = encode_lists(lists, SIDES, config, *how)
-    rankings = {name: evaluate.rank(collection.judgements, q, d, name, None) for name in SIMILARITIES}
+    rankings = {name: evaluate.rank(collection.judgements, q, d, name, None) for name in STORED}
     ndcg = {name: ranking.metrics([evaluate.METRIC])[evaluate.METRIC] for name, ranking in rankings.items()}
-    findings = [_paired("similarity", ndcg[name], ndcg[used], name) for name in SIMILARITIES if name != used]
+    findings = [_paired("similarity", ndcg[name], ndcg[used], name) for name in STORED if name != used]
     family, asked = _family(model, encoder.prompts)
     if asked != encoder.prompts:
         prompted = EncoderConfig(model, None, *asked.values(), max_length=config.max_length)

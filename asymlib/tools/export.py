@@ -40,7 +40,7 @@ def export(
     from sentence_transformers.base.modules import Dense, Router
 
     folder = check_new(folder)
-    config = EncoderConfig(encoder, max_length=longest(EncoderConfig(encoder))) if isinstance(encoder, str) else encoder
+    config = encoder_of(encoder)
     found = find_encoder(config)
     model = load_model(found.folder, found.key, found.config.max_length, "float32", "cpu")
     if wrong := {value.shape[-1] for value in parameters.values()} - {model.get_embedding_dimension()}:
@@ -69,13 +69,20 @@ def export(
     return folder
 
 
-def stored(folder: Path) -> tuple[str | None, int]:
-    """The similarity that a model's folder declares, if any, and its own limit of tokens."""
+def encoder_of(encoder: EncoderConfig | str) -> EncoderConfig:
+    """A configuration as it is; of a name or folder one with the model's own max_length."""
+    if isinstance(encoder, EncoderConfig):
+        return encoder
+    return EncoderConfig(encoder, max_length=longest(EncoderConfig(encoder)))
+
+
+def declared_similarity(folder: Path) -> str | None:
+    """The similarity that a model's folder declares, if any."""
     about = folder / "config_sentence_transformers.json"
     similarity = read_json(about).get("similarity_fn_name") if about.is_file() else None
     if similarity not in (None, *STORED):
         raise InputError(f"{about}: similarity_fn_name {similarity!r}; expected one of {', '.join(STORED)}")
-    return similarity, longest(EncoderConfig(str(folder)))
+    return similarity
 
 
 def check_new(folder: str | Path) -> Path:
@@ -116,21 +123,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--encoder", help="where the encoder is now; left out: where it was in training")
     parser.add_argument("--out", required=True, help="folder of the model, new or empty")
     parser.add_argument("--results", help="folder of the study's tables, for the model card: data/results/<study>")
-
-
-def add_encoder_arguments(parser: ArgumentParser, seed: str) -> None:
-    """What encoder_config reads, --out and --seed. seed: its meaning."""
-    parser.add_argument("--seed", type=int, default=0, help=seed)
-    parser.add_argument("--encoder", required=True, help="a folder that Sentence Transformers saved, or a Hub id")
-    parser.add_argument("--max-length", type=int, help="tokens a text is cut to; left out: the model's own")
-    parser.add_argument("--query-prompt", help="put before every query; left out: the model's own")
-    parser.add_argument("--document-prompt", help="put before every document; left out: the model's own")
-    parser.add_argument("--out", required=True, help="folder of the model, new or empty")
-
-
-def encoder_config(options: Namespace) -> EncoderConfig:
-    config = EncoderConfig(options.encoder, None, options.query_prompt, options.document_prompt)
-    return replace(config, max_length=longest(config) if options.max_length is None else options.max_length)
 
 
 def run(options: Namespace) -> int:

@@ -1,6 +1,7 @@
 """Pairs in, a better model folder out: a head is exported only if queries that nothing was chosen on say that it is better."""
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from asymlib.data.collections import json_lines, same_words, text_field
 from asymlib.data.leakage import keys_of, overlap_keys
 from asymlib.data.pairs import MIN_PAIRS, Pairs, load_pairs
 from asymlib.encoding.encode import encode_lists
-from asymlib.encoding.encoder import SIDES, EncoderConfig, find_folder
+from asymlib.encoding.encoder import SIDES, EncoderConfig, find_folder, longest
 from asymlib.errors import InputError
 from asymlib.evaluate import DEPTH, METRIC, Qrels, rank
 from asymlib.files import sha256_file
@@ -22,7 +23,7 @@ from asymlib.recipes import IDENTITY, Recipe
 from asymlib.selection import search
 from asymlib.significance import bootstrap_interval
 from asymlib.tools.compare import detectable
-from asymlib.tools.export import add_encoder_arguments, check_new, encoder_config, export, stored
+from asymlib.tools.export import check_new, declared_similarity, encoder_of, export
 
 EXAMPLE = "asymlib fit pairs.jsonl --corpus corpus.jsonl --encoder all-MiniLM-L6-v2 --out my-model"
 PARTS = TRAIN, SELECT, TEST, MET = ("train", "select", "test", "met")
@@ -43,8 +44,8 @@ def fit(
     The best is tested once, on TEST: it is exported if the 95 % interval of its difference to the frozen encoder lies above
     0. Returns the folder, None if nothing was exported, and compare's table with a column chosen; attrs["notes"]: sentences.
     """
-    out, config = check_new(out), EncoderConfig(encoder) if isinstance(encoder, str) else encoder
-    own, limit = stored(find_folder(config))
+    out, config = check_new(out), encoder_of(encoder)
+    own = declared_similarity(find_folder(config))
     frame, same = read_parts(pairs, seed)
     counts, documents = frame["part"].value_counts().reindex(PARTS, fill_value=0).to_dict(), frame["document"].unique()
     lines, seen = json_lines(Path(corpus)) if corpus else (), keys_of(documents)
@@ -53,7 +54,6 @@ def fit(
     lists = [list(frame["query"].unique()), [*documents, *places]]
     number = {text: str(i) for i, text in enumerate(lists[1])}  # the id of a document, and of the query that it is
     frame["id"] = frame["query"].map(number).fillna("query " + frame["q"].astype(str))
-    config = EncoderConfig(encoder, max_length=limit) if isinstance(encoder, str) else config
     where = lambda i, row: (places if i else {}).get(lists[i][row], f"{pairs}, distinct {SIDES[i]} {row + 1}")  # noqa: E731
     vectors, _ = encode_lists(lists, SIDES, config, Path(cache).expanduser(), name=where)
     select = judged(frame, vectors, [SELECT], np.random.default_rng(seed).permutation(len(lists[1]))[:POOL])
@@ -168,7 +168,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("pairs", help='JSONL, a pair a line: {"query": ..., "document": ...}')
     parser.add_argument("--corpus", help="corpus.jsonl of BEIR, all that is searched; left out: the pairs' documents")
     parser.add_argument("--cache", default="~/.cache/asymlib", help="folder of the vectors (~/.cache/asymlib)")
-    add_encoder_arguments(parser, "of the split and the training (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and the training (0)")
+    parser.add_argument("--encoder", required=True, help="a folder that Sentence Transformers saved, or a Hub id")
+    parser.add_argument("--max-length", type=int, help="tokens a text is cut to; left out: the model's own")
+    parser.add_argument("--query-prompt", help="put before every query; left out: the model's own")
+    parser.add_argument("--document-prompt", help="put before every document; left out: the model's own")
+    parser.add_argument("--out", required=True, help="folder of the model, new or empty")
+
+
+def encoder_config(options: Namespace) -> EncoderConfig:
+    config = EncoderConfig(options.encoder, None, options.query_prompt, options.document_prompt)
+    return replace(config, max_length=longest(config) if options.max_length is None else options.max_length)
 
 
 def run(options: Namespace) -> int:
