@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from asymlib.errors import InputError
+from asymlib.losses import TINY, lengths
 
 LAYERS = {
     "none": (),
@@ -51,12 +52,17 @@ def _start_head(head: str, start: str, dim: int, generator: torch.Generator) -> 
     return parameters
 
 
-def start_heads(head: str, start: str, sides: str, dim: int, seed: int, predictor: bool = False) -> Parameters:
+def start_heads(
+    head: str, start: str, sides: str, dim: int, seed: int, predictor: bool = False, exponents: bool = False
+) -> Parameters:
     """Parameters of one run, with names 'query.weight', 'document.weight', ... and 'predictor.weight' if asked.
 
     sides: 'both' (two separate heads) | 'query' | 'document' (the other side stays as the encoder gave it) |
         'shared' (one head for both sides). The predictor is linear and starts as the identity: it maps a query's
         embedding to its document's and is used by the prediction term alone, never in evaluation.
+    exponents: each side, with a head or not, divides its vectors z by |z|^gamma; 'query.exponent' and 'document.exponent'
+        hold gamma, (1,), 0.5 at the start. With dot, (0, 0) is dot, (1, 1) cosine, (1, 0) qnorm and (0, 1) dnorm
+        (Feng & Watanabe 2026, arXiv:2602.09229).
     """
     generator = torch.Generator().manual_seed(seed)
     parameters: Parameters = {}
@@ -64,6 +70,8 @@ def start_heads(head: str, start: str, sides: str, dim: int, seed: int, predicto
         parameters |= {f"{side}.{name}": value for name, value in _start_head(head, start, dim, generator).items()}
     if predictor:
         parameters |= {"predictor.weight": torch.eye(dim), "predictor.bias": torch.zeros(dim)}
+    if exponents:
+        parameters |= {f"{side}.exponent": torch.tensor([0.5]) for side in ("query", "document")}
     return parameters
 
 
@@ -85,14 +93,17 @@ def _linear(parameters: Parameters, name: str, x: Tensor) -> Tensor:
 
 
 def apply_head(parameters: Parameters, side: str, x: Tensor) -> Tensor:
-    """A side's embeddings after its head.
+    """A side's embeddings after its head, divided by |z|^gamma where the side has an exponent gamma.
 
     parameters: one run's, or a stack of R. side: 'query', 'document' or 'predictor'.
     x: (B, D) for one run, (R, B, D) for a stack. Returns the same shape; x itself where the side has no head.
-    Lengths are left as they come out: normalisation belongs to the similarity.
+    Lengths are otherwise left as they come out: normalisation belongs to the similarity.
     """
     if side not in ("query", "document", "predictor"):
         raise InputError(f"side: {side!r} is unknown, expected query, document or predictor")
+    if (gamma := parameters.get(f"{side}.exponent")) is not None:
+        z = apply_head({name: value for name, value in parameters.items() if not name.endswith(".exponent")}, side, x)
+        return z * lengths(z).clamp_min(TINY).pow(-gamma).unsqueeze(-1)
     own = any(name.startswith(f"{side}.") for name in parameters)
     if side == "predictor" and not own:
         raise InputError("side: these parameters have no predictor; it is made only with a prediction weight above 0")
@@ -117,7 +128,7 @@ def project(parameters: Parameters, side: str, x: np.ndarray, chunk: int = 8192)
     """
     if not parameters:
         return np.asarray(x, dtype=np.float32)
-    dim = next(iter(parameters.values())).shape[-1]
+    dim = max(value.shape[-1] for value in parameters.values())  # an exponent is a single number
     if x.ndim != 2 or x.shape[1] != dim:
         raise InputError(f"{side} vectors: shape {x.shape}, expected (N, {dim}), as the head was trained for")
     device = next(iter(parameters.values())).device
@@ -141,3 +152,23 @@ def soft_whitening(documents: np.ndarray, exponent: float) -> Parameters:
     values = (values * len(values) / values.sum()).clamp_min(1e-6 * float(values[-1] * len(values) / values.sum()))
     weight = (vectors * values.pow(-exponent / 2)) @ vectors.T
     return {"shared.weight": weight.float(), "shared.bias": torch.zeros(len(values))}
+
+
+def compose(parameters: Parameters, whitening: Parameters) -> Parameters:
+    """One run's linear head followed by whitening as one linear head: z -> M (W x + b) = (M W) x + M b.
+
+    parameters: linear heads of one run, or {}; a side without a head gets M alone, and a predictor is left out. whitening:
+    soft_whitening of the documents after their head. Both sides use the same M.
+    Returns parameters for apply_head. InputError: a residual or deep head, or exponents, which no linear map holds.
+    """
+    after, shift = whitening["shared.weight"].cpu(), whitening["shared.bias"].cpu()
+    kept = {name: value.cpu() for name, value in parameters.items() if not name.startswith("predictor.")}
+    if other := sorted(name for name in kept if name.split(".", 1)[1] not in ("weight", "bias")):
+        raise InputError(f"compose: {other[0]} is no part of a linear head; whiten the vectors after project instead")
+    sides = ("shared",) if kept.keys() <= {"shared.weight", "shared.bias"} else ("query", "document")
+    composed = {}
+    for side in sides:
+        weight, bias = (kept.get(f"{side}.{kind}") for kind in ("weight", "bias"))
+        composed[f"{side}.weight"] = after if weight is None else after @ weight
+        composed[f"{side}.bias"] = shift if bias is None else after @ bias + shift
+    return composed

@@ -27,6 +27,8 @@ class Recipe(BaseModel):
     recovery_weight: float = Field(0.0, ge=0)
     lr: float = Field(1e-2, gt=0)  # AdamW
     weight_decay: float = Field(0.01, ge=0)  # AdamW, decoupled
+    warm_up: float = Field(0.0, ge=0, lt=1)  # share of the updates in which rates rise, to fall after; 0 = constant
+    exponent_lr: float = Field(0.0, ge=0)  # AdamW without decay, of each side's z / |z|^gamma; 0 = no exponents
     batch_size: int = Field(64, ge=2)
     hard_negatives: int = Field(0, ge=0)  # documents mined with the frozen encoder that each pair adds to its batch
     epochs: int = Field(3, ge=1)
@@ -49,6 +51,9 @@ class Recipe(BaseModel):
             )
         if self.trained and self.whitening > 0:
             raise InputError(f"whitening = {self.whitening} with a trained head, expected head 'none'")
+        if self.exponent_lr > 0 and (self.similarity != "dot" or not self.trained):
+            found = f"exponent_lr = {self.exponent_lr} with similarity {self.similarity!r} and head {self.head!r}"
+            raise InputError(f"{found}, expected similarity 'dot' and a trained head")
         return self
 
     @property
@@ -83,6 +88,15 @@ def _in_one_line(values: dict[str, Any], error: ValidationError) -> str:
 ASYM_DOT = Recipe(name="asym-dot", similarity="dot")
 # Our fix: start at the baseline, learn angles only, move slowly, and use a term on the covariance's shape.
 IDENTITY = Recipe(name="asym-cos-identity", start="identity", isotropy="covariance", isotropy_weight=0.05, lr=1e-4)
+# Feng & Watanabe's 2 x 2 of normalised sides, from the frozen encoder: InfoNCE alone at a small rate.
+IDENTITY_DOT = IDENTITY.with_changes(
+    name="identity-dot", similarity="dot", isotropy="none", isotropy_weight=0.0, lr=3e-5
+)
+# LlamaIndex's EmbeddingAdapterFinetuneEngine as it is by default: one epoch in batches of 10, a tenth of it warm-up, scale 20.
+# Ours has a bias, which starts at 0, and repeated positives are no negatives.
+LLAMAINDEX = IDENTITY_DOT.with_changes(
+    name="llamaindex-adapter", similarity="cosine", sides="query", lr=2e-5, batch_size=10, epochs=1, clip_norm=1.0, warm_up=0.1
+)  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -97,6 +111,17 @@ RECIPES: dict[str, Recipe] = {
         IDENTITY.with_changes(name="iso15-pred12", isotropy="cosine", isotropy_weight=1.5, prediction_weight=1.2),
         IDENTITY.with_changes(name="respred", head="residual", sides="query", isotropy="cosine", isotropy_weight=1.0),
         Recipe(name="whitened", head="none", whitening=0.1),
+        ASYM_DOT.with_changes(name="asym-dot-iso01", isotropy_weight=0.1),
+        ASYM_DOT.with_changes(name="asym-dot-iso0", isotropy="none", isotropy_weight=0.0),
+        ASYM_DOT.with_changes(name="asym-cos-iso01", similarity="cosine", isotropy_weight=0.1),
+        ASYM_DOT.with_changes(name="asym-cos-iso0", similarity="cosine", isotropy="none", isotropy_weight=0.0),
+        IDENTITY_DOT,
+        IDENTITY_DOT.with_changes(name="identity-cos", similarity="cosine"),
+        IDENTITY_DOT.with_changes(name="identity-qnorm", similarity="qnorm"),
+        IDENTITY_DOT.with_changes(name="identity-dnorm", similarity="dnorm"),
+        IDENTITY_DOT.with_changes(name="identity-gamma", exponent_lr=1e-2),
+        ASYM_DOT.with_changes(name="asym-gamma", exponent_lr=1e-2),
+        LLAMAINDEX,
     )
 }
 

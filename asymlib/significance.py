@@ -235,19 +235,46 @@ def contrast(per_query: pd.DataFrame, a: str, b: str, track: str = "zero-shot", 
     contrasts), difference_low, difference_high (bootstrap_interval over seeds and queries; seeds are paired too where both
     have the same number, or one of them has one, else those of b are averaged).
     """
-    part = per_query[per_query["system"].isin([a, b]) & (per_query["metric"] == metric) & (per_query["track"] == track)]
-    if missing := {a, b} - set(part["system"]):
-        raise InputError(f"contrast: no rows of {', '.join(sorted(missing))} in track {track} with metric {metric}")
-    runs = _aligned(part, track, b).droplevel("metric").sort_index(axis=1)
-    strata = runs.columns.get_level_values("dataset").to_numpy()
+    runs, differences, strata = _two_systems(per_query, a, b, track, metric)
     scores = runs.groupby(level="system").mean().T  # (Q, 2)
     p_value = paired_randomization_test(scores[a].to_numpy(), scores[b].to_numpy(), strata=strata)
     means = scores.groupby(level="dataset").mean().mean()
-    runs_a, runs_b = (runs.loc[system].to_numpy() for system in (a, b))  # (S, Q)
-    paired = 1 in (len(runs_a), len(runs_b)) or len(runs_a) == len(runs_b)
-    low, high = bootstrap_interval(runs_a - (runs_b if paired else runs_b.mean(0)), strata)
+    low, high = bootstrap_interval(differences, strata)
     return {"mean_a": means[a], "mean_b": means[b], "difference": means[a] - means[b], "p_value": p_value,
             "difference_low": float(low), "difference_high": float(high)}  # fmt: skip
+
+
+def equivalent(
+    per_query: pd.DataFrame, a: str, b: str, bound: float, track: str = "zero-shot", metric: str = METRIC
+) -> dict:
+    """Whether two systems of one track differ by less than a bound: two one-sided tests at level 0.05.
+
+    Both tests reject, so that a - b is neither -bound or less nor bound or more, just when its 90 % bootstrap_interval over
+    seeds and queries, paired as in contrast, lies inside (-bound, bound). A difference that is merely not significant is not
+    shown to be small.
+
+    per_query: as for against_baseline. bound: above 0, in the metric's units, fixed before the scores are seen. Returns bound,
+    low90, high90, equivalent. Schuirmann 1987; Lakens 2017 (doi:10.1177/1948550617697177).
+    """
+    if not 0 < bound < math.inf:
+        raise InputError(f"equivalent: bound = {bound}, expected a number above 0 in units of {metric}")
+    _, differences, strata = _two_systems(per_query, a, b, track, metric)
+    low, high = (float(end) for end in bootstrap_interval(differences, strata, level=0.9))
+    return {"bound": bound, "low90": low, "high90": high, "equivalent": -bound < low and high < bound}
+
+
+def _two_systems(
+    per_query: pd.DataFrame, a: str, b: str, track: str, metric: str
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """(system, seed) x (dataset, query_id); a - b, (S, Q), of paired seeds where both have as many, or one has one; strata."""
+    part = per_query[per_query["system"].isin([a, b]) & (per_query["metric"] == metric) & (per_query["track"] == track)]
+    if missing := {a, b} - set(part["system"]):
+        raise InputError(f"{track}: no rows of {', '.join(sorted(missing))} with metric {metric} to compare")
+    runs = _aligned(part, track, b).droplevel("metric").sort_index(axis=1)
+    runs_a, runs_b = (runs.loc[system].to_numpy() for system in (a, b))  # (S, Q)
+    paired = 1 in (len(runs_a), len(runs_b)) or len(runs_a) == len(runs_b)
+    differences = runs_a - (runs_b if paired else runs_b.mean(0))
+    return runs, differences, runs.columns.get_level_values("dataset").to_numpy()
 
 
 def variance_split(table: pd.DataFrame, factors: Sequence[str], value: str) -> pd.DataFrame:

@@ -98,7 +98,7 @@ def train(
     groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)  # runs with the same key can be stacked
     for index, (r, _) in enumerate(runs):
         key = r.head, r.sides, r.similarity, r.isotropy, r.batch_size, r.epochs, r.hard_negatives
-        groups[*key, r.prediction_weight > 0, r.recovery_weight > 0].append(index)
+        groups[*key, r.prediction_weight > 0, r.recovery_weight > 0, r.exponent_lr > 0].append(index)
     results: dict[int, TrainedRun] = {}
     torch.set_flush_denormal(True)  # dying ReLU and Adam moments reach denormals, which cost a CPU 100 times the time
     try:
@@ -127,6 +127,19 @@ def _check(runs: Runs, training: PairVectors, validation: PairVectors, log_every
         raise InputError(f"train: validation vectors have {found} dimensions, training {dim}")
 
 
+def rate_factor(warm_up: float, updates: int, step: int) -> float:
+    """What the rates are multiplied with after `step` of all updates: 1 without a warm-up, else a line up and a line down.
+
+        step / w below w = floor(warm_up * updates), then (updates - step) / (updates - w)
+
+    As transformers' get_linear_schedule_with_warmup: the first update is at rate 0.
+    """
+    if not warm_up:
+        return 1.0
+    rising = int(warm_up * updates)
+    return step / rising if step < rising else (updates - step) / max(1, updates - rising)
+
+
 class _Stack:
     """R runs of one architecture: their parameters, their optimiser, and what has been decided about each."""
 
@@ -135,15 +148,24 @@ class _Stack:
         self.shape = shape = runs[0][0]  # what all runs share: similarity, isotropy, batch size, epochs
         device, dim = training.queries.device, training.queries.shape[1]
         self.negatives = negatives[:, : shape.hard_negatives].to(device) if shape.hard_negatives else None
-        starts = [heads.start_heads(r.head, r.start, r.sides, dim, seed, r.prediction_weight > 0) for r, seed in runs]
+        starts = [
+            heads.start_heads(r.head, r.start, r.sides, dim, seed, r.prediction_weight > 0, r.exponent_lr > 0)
+            for r, seed in runs
+        ]
         self.parameters = {name: value.to(device).requires_grad_() for name, value in heads.stack(starts).items()}
-        # One group of parameters a run: the slices share memory with the stack, so a step moves the stack itself.
-        groups = [{"lr": recipe.lr, "weight_decay": recipe.weight_decay} for recipe, _ in runs]
-        for i, group in enumerate(groups):
-            group["params"] = [value.detach()[i].requires_grad_() for value in self.parameters.values()]
-        self.optimizer = torch.optim.AdamW(groups, fused=True)
-        self.orders = [torch.Generator().manual_seed(1_000_003 + seed) for _, seed in runs]
+        # A run's slices share memory with the stack, so a step moves the stack itself.
+        self.slices = [[v.detach()[i].requires_grad_() for v in self.parameters.values()] for i in range(len(runs))]
         self.step, self.steps = 0, len(training.queries) // shape.batch_size  # done so far, an epoch
+        groups, factors = [], []  # of parameters: a run's head and, apart, its exponents
+        for (recipe, _), parts in zip(runs, self.slices, strict=True):
+            named = list(zip(self.parameters, parts, strict=True))
+            for exponents, lr, decay in ((False, recipe.lr, recipe.weight_decay), (True, recipe.exponent_lr, 0.0)):
+                if own := [part for name, part in named if name.endswith(".exponent") is exponents]:
+                    groups.append({"params": own, "lr": lr, "weight_decay": decay})
+                    factors.append(partial(rate_factor, recipe.warm_up, shape.epochs * self.steps))
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factors)
+        self.orders = [torch.Generator().manual_seed(1_000_003 + seed) for _, seed in runs]
         self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
         each = partial(torch.tensor, device=device)  # one value a run, (R,)
         fields = ("temperature", "isotropy_weight", "prediction_weight", "recovery_weight", "clip_norm", "patience")
@@ -197,10 +219,11 @@ class _Stack:
             shown = {"parameters": norm, **dict(zip(watched, found[len(gradients) :], strict=True))}
             observe(self.snapshot("train", self.step / self.steps, forward, shown))
         self.step += 1
-        for r, (group, active) in enumerate(zip(self.optimizer.param_groups, self.active.tolist(), strict=True)):
-            for part, gradient in zip(group["params"], gradients, strict=True):
+        for r, (parts, active) in enumerate(zip(self.slices, self.active.tolist(), strict=True)):
+            for part, gradient in zip(parts, gradients, strict=True):
                 part.grad = gradient[r] if active else None  # a parameter without a gradient is left as it is
         self.optimizer.step()
+        self.schedule.step()
 
     def forward(self, pairs: PairVectors, rows: Tensor, added: Tensor | None = None) -> Forward:
         """Embeddings, scores, mask of positives and losses of K blocks.

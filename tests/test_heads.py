@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from asymlib import heads
+from asymlib import heads, losses
 from asymlib.errors import InputError
 
 DIM = 16
@@ -154,3 +154,86 @@ def test_a_zero_vector_stays_zero_after_a_head_with_a_bias(head):
     z = heads.project(parameters, "query", x, chunk=2)
     assert z.any(1).tolist() == [True, True, False, True, True]
     np.testing.assert_allclose(z[:2], heads.apply_head(parameters, "query", torch.from_numpy(x[:2])).numpy(), rtol=1e-6)
+
+
+def test_exponents_divide_each_sides_vectors_by_a_power_of_their_length():
+    parameters = heads.start_heads("linear", "random", "both", DIM, seed=1, exponents=True)
+    assert all(parameters[f"{side}.exponent"].tolist() == [0.5] for side in ("query", "document"))
+    plain = {name: value for name, value in parameters.items() if not name.endswith(".exponent")}
+    parameters["query.exponent"], parameters["document.exponent"] = torch.tensor([0.3]), torch.tensor([-0.2])
+    for side, gamma in (("query", 0.3), ("document", -0.2)):
+        rows = [z / z.norm() ** gamma for z in heads.apply_head(plain, side, vectors())]
+        torch.testing.assert_close(heads.apply_head(parameters, side, vectors()), torch.stack(rows))
+        x = torch.cat([vectors(), torch.zeros(1, DIM)]).numpy()
+        projected = heads.project(parameters, side, x, chunk=7)
+        np.testing.assert_allclose(projected[:-1], torch.stack(rows).numpy(), rtol=1e-5, atol=1e-7)
+        assert not projected[-1].any()
+    with pytest.raises(InputError, match=r"query vectors: shape \(40, 8\), expected \(N, 16\)"):
+        heads.project(parameters, "query", vectors(dim=8).numpy())
+
+
+@pytest.mark.parametrize(
+    ("gammas", "similarity"), [((0, 0), "dot"), ((1, 1), "cosine"), ((1, 0), "qnorm"), ((0, 1), "dnorm")]
+)
+def test_the_corners_of_the_exponents_are_the_four_similarities(gammas, similarity):
+    plain = heads.start_heads("residual", "random", "both", DIM, seed=1)
+    exponents = {
+        f"{side}.exponent": torch.tensor([float(g)]) for side, g in zip(("query", "document"), gammas, strict=True)
+    }
+    q, d = (heads.apply_head(plain, side, vectors()) for side in ("query", "document"))
+    q_gamma, d_gamma = (heads.apply_head(plain | exponents, side, vectors()) for side in ("query", "document"))
+    torch.testing.assert_close(q_gamma @ d_gamma.T, losses.score_matrix(q, d, similarity))
+
+
+@pytest.mark.parametrize("sides", heads.SIDES)
+def test_both_sides_have_exponents_whichever_has_a_head_and_stacks_keep_runs_apart(sides):
+    singles = [heads.start_heads("linear", "random", sides, DIM, seed, True, exponents=True) for seed in (5, 6)]
+    singles[1]["document.exponent"] = torch.tensor([0.9])
+    stacked = heads.stack(singles)
+    assert stacked["query.exponent"].shape == (2, 1)
+    x = 2 * torch.stack([vectors(seed=s) for s in range(2)])
+    for r, single in enumerate(singles):
+        assert all(torch.equal(heads.unstack(stacked, r)[name], value) for name, value in single.items())
+        for side in ("query", "document", "predictor"):
+            torch.testing.assert_close(heads.apply_head(stacked, side, x)[r], heads.apply_head(single, side, x[r]))
+    if sides == "query":
+        torch.testing.assert_close(heads.apply_head(singles[1], "document", x[1]), x[1] / 2**0.9)
+
+
+def test_the_gradient_of_an_exponent_is_that_of_the_formula():
+    q, d = torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 4.0]])
+    gammas = {f"{side}.exponent": torch.tensor([0.5], requires_grad=True) for side in ("query", "document")}
+    score = (heads.apply_head(gammas, "query", q) * heads.apply_head(gammas, "document", d)).sum()
+    assert score.item() == pytest.approx(8 / math.sqrt(10))  # q.d = 8, |q| = 2, |d| = 5
+    score.backward()  # d score / d gamma = -ln(length) score
+    for side, length in (("query", 2), ("document", 5)):
+        assert gammas[f"{side}.exponent"].grad.item() == pytest.approx(-math.log(length) * 8 / math.sqrt(10))
+
+
+@pytest.mark.parametrize("sides", [*heads.SIDES, "none"])
+def test_composed_whitening_is_the_head_and_then_the_whitening(sides):
+    head = "none" if sides == "none" else "linear"
+    parameters = heads.start_heads(
+        head, "random", "both" if sides == "none" else sides, 6, seed=3, predictor=sides == "query"
+    )
+    whitening = heads.soft_whitening(heads.project(parameters, "document", skewed()), 0.4)
+    composed = heads.compose(parameters, whitening)
+    for side in ("query", "document"):
+        x = skewed(20)
+        x[3] = 0
+        after = heads.project(whitening, side, heads.project(parameters, side, x))
+        np.testing.assert_allclose(heads.project(composed, side, x), after, rtol=1e-4, atol=1e-5)
+    # a head that only turns and shifts, then whitening by hand: M = diag(2, 1), W = [[0, 1], [1, 0]], b = (1, 3)
+    head = {"shared.weight": torch.tensor([[0.0, 1.0], [1.0, 0.0]]), "shared.bias": torch.tensor([1.0, 3.0])}
+    made = heads.compose(head, {"shared.weight": torch.diag(torch.tensor([2.0, 1.0])), "shared.bias": torch.zeros(2)})
+    assert made["shared.weight"].tolist() == [[0, 2], [1, 0]] and made["shared.bias"].tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("head", "exponents", "named"),
+    [("residual", False, "document.down.bias"), ("deep", False, "document.first"), ("linear", True, "document.exp")],
+)
+def test_what_is_not_linear_does_not_compose(head, exponents, named):
+    parameters = heads.start_heads(head, "random", "both", 6, 3, exponents=exponents)
+    with pytest.raises(InputError, match=f"compose: {named}.* is no part of a linear head"):
+        heads.compose(parameters, heads.soft_whitening(skewed(), 0.1))

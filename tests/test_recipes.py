@@ -33,6 +33,26 @@ def test_the_readings_of_the_cases_names():
     assert get_recipe("whitened").whitening > 0
 
 
+def changed(name: str, since: str) -> dict:
+    """The fields, but for the name, in which a recipe differs from another."""
+    ours, theirs = get_recipe(name).to_dict(), get_recipe(since).to_dict()
+    return {field: value for field, value in ours.items() if value != theirs[field] and field != "name"}
+
+
+def test_families_of_recipes_differ_only_in_what_they_study():
+    for short in ("dot", "cos"):
+        assert changed(f"asym-{short}-iso01", f"asym-{short}") == {"isotropy_weight": 0.1}
+        assert changed(f"asym-{short}-iso0", f"asym-{short}") == {"isotropy": "none", "isotropy_weight": 0.0}
+    for short, similarity in (("cos", "cosine"), ("qnorm", "qnorm"), ("dnorm", "dnorm")):
+        assert changed(f"identity-{short}", "identity-dot") == {"similarity": similarity}
+    plain = get_recipe("identity-dot")
+    assert (plain.start, plain.similarity, plain.isotropy, plain.lr) == ("identity", "dot", "none", 3e-5)
+    assert changed("identity-gamma", "identity-dot") == changed("asym-gamma", "asym-dot") == {"exponent_lr": 1e-2}
+    rival = get_recipe("llamaindex-adapter")
+    assert (rival.sides, rival.start, rival.similarity, rival.temperature) == ("query", "identity", "cosine", 1 / 20)
+    assert (rival.lr, rival.batch_size, rival.epochs, rival.warm_up, rival.clip_norm) == (2e-5, 10, 1, 0.1, 1.0)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_survives_json(name):
     recipe = get_recipe(name)
@@ -81,6 +101,8 @@ ABOVE, NOT_BELOW = "expected greater than 0", "expected greater than or equal to
         ("batch_size", 1, "expected greater than or equal to 2"),
         *((f"{term}_weight", -1.0, NOT_BELOW) for term in ("isotropy", "prediction", "recovery")),
         *((name, -1, NOT_BELOW) for name in ("weight_decay", "clip_norm", "patience", "hard_negatives", "whitening")),
+        *((name, -1, NOT_BELOW) for name in ("warm_up", "exponent_lr")),
+        ("warm_up", 10_000, "expected less than 1"),
         ("similarity", 1, "expected 'dot', 'cosine', 'qnorm', 'dnorm' or 'euclidean'"),
         ("isotropy", "vicreg", "expected 'none', 'cosine', 'covariance', 'variance-hinge' or 'uniformity'"),
         ("head", "mlp", "expected 'none', 'linear', 'residual' or 'deep'"),
@@ -104,6 +126,14 @@ def test_a_wrong_value_is_refused_naming_recipe_field_value_and_what_was_expecte
         (
             {"name": "mine", "whitening": 0.1},
             "recipe 'mine': whitening = 0.1 with a trained head, expected head 'none'",
+        ),
+        (
+            {"name": "mine", "exponent_lr": 0.1},
+            "exponent_lr = 0.1 with similarity 'cosine' and head 'linear', expected similarity 'dot' and a trained head",
+        ),
+        (
+            {"name": "mine", "exponent_lr": 0.1, "similarity": "dot", "head": "none"},
+            "similarity 'dot' and head 'none', expected similarity 'dot' and a trained head",
         ),
         ({"name": "dot/1"}, "recipe 'dot/1': name: 'dot/1', expected letters, digits"),
         ({"lr": 1e-3}, "name = None, Field required"),

@@ -12,6 +12,7 @@ from asymlib.significance import (
     against_baseline,
     bootstrap_interval,
     contrast,
+    equivalent,
     holm,
     paired_randomization_test,
     variance_split,
@@ -366,6 +367,42 @@ def test_contrast_pairs_seeds_where_both_have_as_many():
     # against three seeds of b, whose mean is .9 at every query: a less that, over draws of two seeds 0 and 1
     found = contrast(pd.concat([*rows, scores("zero-shot", "b", 2, "A", [1.9] * 4)]), "a", "b")
     assert (found["difference_low"], found["difference_high"]) == pytest.approx((-0.9, 0.1))
+
+
+def test_equivalence_by_hand():
+    # a is b less .1 at every query with every seed: the interval is that one point
+    rows = [scores("zero-shot", name, s, "A", [s - less] * 4) for name, less in (("a", 0.1), ("b", 0)) for s in (0, 1)]
+    table = pd.concat(rows)
+    for bound, shown in ((0.11, True), (0.09, False)):
+        found = equivalent(table, "a", "b", bound)
+        assert found == pytest.approx({"bound": bound, "low90": -0.1, "high90": -0.1, "equivalent": shown})
+    assert not equivalent(table, "b", "a", 0.09)["equivalent"]
+    # one seed: differences .1 and -.1 in 20 queries of two data sets: no significant difference is not equivalence
+    noisy = [scores("zero-shot", name, 0, d, [x] * 5 + [-x] * 5) for name, x in (("a", 0.1), ("b", 0)) for d in "AB"]
+    assert contrast(pd.concat(noisy), "a", "b")["p_value"] == 1
+    assert not equivalent(pd.concat(noisy), "a", "b", 0.02)["equivalent"]
+    assert equivalent(pd.concat(noisy), "a", "b", 0.1)["equivalent"]
+
+
+def test_equivalence_is_two_one_sided_tests():
+    # 900 queries, one seed: the interval is the normal one, and both one-sided tests reject just outside it
+    rng = np.random.default_rng(14)
+    x = rng.normal(0.002, 0.3, 900)
+    table = pd.concat([scores("zero-shot", "a", 0, "A", x), scores("zero-shot", "b", 0, "A", np.zeros(900))])
+    found, error = equivalent(table, "a", "b", 0.02), x.std() / 30
+    normal = scipy.stats.norm.interval(0.9, x.mean(), error)
+    np.testing.assert_allclose([found["low90"], found["high90"]], normal, atol=0.1 * error)
+    for bound in (0.8 * max(map(abs, normal)), 1.2 * max(map(abs, normal))):
+        below, above = (
+            scipy.stats.ttest_1samp(x, side * bound, alternative=way).pvalue
+            for side, way in ((1, "less"), (-1, "greater"))
+        )
+        assert equivalent(table, "a", "b", bound)["equivalent"] == (max(below, above) < 0.05)
+    for wrong in (0, -0.1, np.nan, np.inf):
+        with pytest.raises(InputError, match=r"equivalent: bound = .*, expected a number above 0 in units of ndcg@10"):
+            equivalent(table, "a", "b", wrong)
+    with pytest.raises(InputError, match="zero-shot: no rows of old with metric ndcg@10"):
+        equivalent(table, "a", "old", 0.1)
 
 
 def test_variance_split_by_hand():

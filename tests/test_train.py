@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import get_linear_schedule_with_warmup
 
 from asymlib import heads, losses, train
 from asymlib.errors import InputError
@@ -65,6 +66,14 @@ GROUPS = {
         (SMALL.with_changes(name=f"s{i}", sides="shared", similarity="euclidean", isotropy="none", lr=lr), i)
         for i, lr in enumerate([1e-3, 1e-2])
     ],
+    "exponents": [
+        (SMALL.with_changes(name=f"e{i}", exponent_lr=lr, warm_up=warm_up, weight_decay=0.5, isotropy="none"), i)
+        for i, (lr, warm_up) in enumerate([(1e-2, 0.0), (1e-1, 0.0), (1e-1, 0.3)])
+    ],
+    "shared-exponents-predicting": [
+        (SMALL.with_changes(name=f"g{i}", sides="shared", exponent_lr=lr, prediction_weight=0.5, recovery_weight=0.2), 1)
+        for i, lr in enumerate([1e-2, 1e-1])
+    ],
     "query-predicting": [
         (SMALL.with_changes(name=f"q{i}", sides="query", similarity="dnorm", isotropy="uniformity", start="identity",
                             prediction_weight=weight, recovery_weight=0.5 * weight), i)
@@ -97,18 +106,31 @@ def test_different_architectures_in_one_call_come_back_in_the_order_given():
 
 
 def plain_loop(recipe: Recipe, seed: int, batches: list[torch.Tensor], training: PairVectors) -> dict:
-    """Two torch.nn.Linear, torch.optim.AdamW and clip_grad_norm_, written without asymlib's loop or losses."""
+    """Two torch.nn.Linear, torch.optim.AdamW and clip_grad_norm_, written without asymlib's loop or losses.
+
+    With exponents, modules["exponents"] holds both, (2,).
+    """
     start = heads.start_heads("linear", recipe.start, "both", DIM, seed)
     modules = {side: torch.nn.Linear(DIM, DIM) for side in ("query", "document")}
     for side, module in modules.items():
         module.load_state_dict({kind: start[f"{side}.{kind}"] for kind in ("weight", "bias")})
     parameters = [p for module in modules.values() for p in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    groups = [{"params": parameters, "lr": recipe.lr, "weight_decay": recipe.weight_decay}]
+    gamma = torch.full((2,), 0.5, requires_grad=True)
+    if recipe.exponent_lr:
+        groups.append({"params": [gamma], "lr": recipe.exponent_lr, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups)
+    warm_up = int(recipe.warm_up * len(batches))
+    schedule = get_linear_schedule_with_warmup(optimizer, warm_up, len(batches) if recipe.warm_up else 10**12)
     for rows in batches:
         q, d = modules["query"](training.queries[rows]), modules["document"](training.documents[rows])
         unit_q, unit_d = torch.nn.functional.normalize(q), torch.nn.functional.normalize(d)
         scores = {
-            "dot": lambda q=q, d=d: q @ d.T,
+            "dot": lambda q=q, d=d: (
+                (q @ d.T) / (q.norm(dim=1)[:, None] ** gamma[0] * d.norm(dim=1) ** gamma[1])
+                if recipe.exponent_lr
+                else q @ d.T
+            ),
             "cosine": lambda q=unit_q, d=unit_d: q @ d.T,
             "euclidean": lambda q=q, d=d: -(torch.cdist(q[None], d[None])[0] ** 2),
         }[recipe.similarity]()
@@ -125,7 +147,8 @@ def plain_loop(recipe: Recipe, seed: int, batches: list[torch.Tensor], training:
         if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         optimizer.step()
-    return modules
+        schedule.step()
+    return modules | {"exponents": gamma.detach()}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +159,9 @@ def plain_loop(recipe: Recipe, seed: int, batches: list[torch.Tensor], training:
         {"similarity": "euclidean", "isotropy": "none"},
         {"weight_decay": 0.5, "isotropy_weight": 5.0},
         {"clip_norm": 0.7, "lr": 5e-2},  # clips some of the steps
+        {"warm_up": 0.3},
+        {"exponent_lr": 3e-2},
+        {"exponent_lr": 1e-1, "warm_up": 0.1, "isotropy": "none", "weight_decay": 0.5},
     ],
     ids=lambda changes: ",".join(changes) or "plain",
 )
@@ -145,12 +171,17 @@ def test_one_run_equals_a_plain_torch_loop_with_adamw(changes):
     batches = [rows for _ in range(4) for rows in torch.randperm(64, generator=order).split(BATCH)]
     training = pair_vectors(passages=20)  # every batch repeats some documents, which are no negatives of each other
     expected, result = plain_loop(recipe, 5, batches, training), fit((recipe, 5), training=training)[0]
-    found = {
-        f"{side}.{kind}": getattr(expected[side], kind).detach() for side in expected for kind in ("weight", "bias")
-    }
+    sides = ("query", "document")
+    found = {f"{side}.{kind}": getattr(expected[side], kind).detach() for side in sides for kind in ("weight", "bias")}
+    if recipe.exponent_lr:
+        found |= {f"{side}.exponent": value[None] for side, value in zip(sides, expected["exponents"], strict=True)}
+        assert all(abs(float(value) - 0.5) > 0.05 for value in expected["exponents"])
     torch.testing.assert_close(result.last, found, atol=1e-5, rtol=1e-5)
     # and the validation loss is the mean over blocks of BATCH in the order given
-    q, d = expected["query"](VALIDATION.queries), expected["document"](VALIDATION.documents)
+    q, d = (
+        heads.apply_head(found, side, getattr(VALIDATION, rows))
+        for side, rows in zip(sides, ("queries", "documents"), strict=True)
+    )
     blocks = [
         losses.info_nce(losses.score_matrix(a, b, recipe.similarity), recipe.temperature)
         for a, b in zip(q.split(BATCH), d.split(BATCH), strict=True)
@@ -334,6 +365,22 @@ def test_the_average_of_runs_is_the_mean_of_their_parameters_best_with_best_and_
             torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=1e-6)
     assert mean.validation_loss[1] == pytest.approx(np.mean([run.validation_loss[1] for run in runs]))
     assert mean.best_epoch == round(np.mean([run.best_epoch for run in runs]))
+
+
+def test_exponents_are_averaged_and_follow_the_best_epoch():
+    runs = fit(*((WILD.with_changes(start="identity", exponent_lr=0.3), seed) for seed in (0, 1)))
+    assert any(not torch.equal(run.best["query.exponent"], run.last["query.exponent"]) for run in runs)
+    for kind in ("best", "last"):
+        expected = sum(getattr(run, kind)["query.exponent"] for run in runs) / 2
+        torch.testing.assert_close(getattr(train.average_runs(runs, 7), kind)["query.exponent"], expected)
+
+
+def test_a_warm_up_rises_from_nothing_and_falls_to_nothing():
+    # 10 updates, floor(.25 x 10) = 2 of them rising
+    factors = [train.rate_factor(0.25, 10, step) for step in range(11)]
+    assert factors == [0, 1 / 2, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0]
+    assert [train.rate_factor(0.05, 10, step) for step in (0, 5, 10)] == [1, 0.5, 0]  # no whole update rises
+    assert {train.rate_factor(0.0, 10, step) for step in range(11)} == {1.0}
 
 
 def test_what_has_no_mean_is_not_averaged():
