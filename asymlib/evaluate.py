@@ -9,14 +9,14 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from asymlib.errors import InputError
-from asymlib.exact_search import top_k
+from asymlib.exact_search import top_k, top_k_scores
 from asymlib.losses import SIMILARITIES
 from asymlib.magnitude import rates_by_length
 
@@ -185,6 +185,22 @@ def rank(
             raise InputError(f"{qrels.name}: {len(vectors)} {side} given, expected {expected}, one for each id")
     scores, rows = top_k(queries, documents, min(k, qrels.n_docs), similarity, qrels.tie_rank, qrels.exclude)
     return Ranking(qrels, rows, scores, np.linalg.norm(documents.astype(np.float64), axis=1))
+
+
+def rank_scores(qrels: Qrels, scores: Callable[[slice], np.ndarray], k: int = 100, query_chunk: int = 64) -> Ranking:
+    """The same from scores of any origin, such as BM25's: no document is last for its vector, and document_length is NaN.
+
+    scores: gives the scores (b, N) of the queries in a slice, as the ids of qrels; query_chunk of them at a time.
+    """
+    found = []
+    for start in range(0, len(qrels.query_ids), query_chunk):
+        part = slice(start, min(start + query_chunk, len(qrels.query_ids)))
+        given = scores(part)
+        if given.shape != (expected := (part.stop - start, qrels.n_docs)):
+            raise InputError(f"{qrels.name}: scores of shape {given.shape}, expected {expected}")
+        found.append(top_k_scores(given, k, qrels.tie_rank, qrels.exclude[part]))
+    best, rows = map(np.concatenate, zip(*found, strict=True))
+    return Ranking(qrels, rows, best, np.full(qrels.n_docs, np.nan))
 
 
 def hubness(rows: np.ndarray, n_docs: int) -> dict[str, float]:

@@ -66,6 +66,23 @@ def top_k(
     return scores, np.where(scores > -np.inf, row_of[places], -1)
 
 
+def top_k_scores(
+    scores: np.ndarray, k: int, tie_rank: np.ndarray, exclude: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """top_k of scores that were given, (Q, N), finite; the rest, and what is returned, as there."""
+    if scores.ndim != 2 or not np.isfinite(scores).all():
+        raise InputError(f"scores: {scores.shape}, expected (queries, documents), all of them finite")
+    rows = np.arange(scores.shape[1])
+    key = _pack(
+        torch.from_numpy(np.require(scores, np.float32, ["C"])), torch.from_numpy(np.argsort(np.argsort(tie_rank)))
+    )
+    if exclude is not None:
+        key[torch.from_numpy(exclude[:, None] == rows)] = _pack(torch.tensor(-torch.inf), 0)
+    best, place = (part.numpy() for part in key.topk(min(k, len(rows)), dim=1))
+    found = _unpack(torch.from_numpy(best))[0].numpy()
+    return found, np.where(found > -np.inf, place, -1)
+
+
 def _checked(queries: np.ndarray, documents: np.ndarray | str | PathLike, k: int, similarity: str) -> np.ndarray:
     """The documents, opened if they are a file."""
     if isinstance(documents, str | PathLike):
