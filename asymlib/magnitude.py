@@ -15,11 +15,17 @@ from asymlib.train import Snapshot
 HISTORY_COLUMNS = ("system", "seed", "step", "epoch", "split", "name", "value")
 GROWTH = ("length.query.mean", "length.document.mean", "similarity.positive.dot")  # what attribution() needs
 
-# The training log of the case's failed run, as its team printed it.
+# The training log of the case's failed run, as its team printed it, on d = 768 with temperature 0.05. Its train column is the
+# mean over the epoch's batches: validation after epochs 1 and 2 is 64.65 and 134.36, and 88.00 lies between them.
 CASE_LOG = pd.DataFrame(
-    [(1, 32.25, 0.067, 0.059), (2, 88.00, 0.109, 0.096), (3, 163.60, 0.146, 0.129)],
-    columns=["epoch", "similarity.positive.dot", "std.query", "std.document"],
-)
+    [
+        (1, 32.25, 64.65, -0.50, 0.32, 0.067, 0.059),
+        (2, 88.00, 134.36, -0.52, -0.10, 0.109, 0.096),
+        (3, 163.60, 228.52, 0.55, 1.24, 0.146, 0.129),
+    ],
+    columns=["epoch", "positive.train", "positive.validation", "negative.train", "negative.validation", "std.query",
+             "std.document"],
+)  # fmt: skip
 
 
 def iso_score(variances: Tensor) -> Tensor:
@@ -202,11 +208,40 @@ def case_arithmetic() -> pd.DataFrame:
     One row an epoch, with the logs of growth since epoch 1. Assumes mean embeddings near zero.
     """
     sides = {f"length.{side}.mean": CASE_LOG[f"std.{side}"] * 768**0.5 for side in ("query", "document")}
-    log = CASE_LOG.assign(**sides)
+    log = CASE_LOG.assign(**sides).rename(columns={"positive.train": "similarity.positive.dot"})
     query, document, logit = (log[name] for name in GROWTH)
     table = log[["epoch"]].assign(positive_logit=logit, query_length=query, document_length=document)
     table["implied_cosine"] = logit * 0.05 / (query * document)
     return table.join(pd.DataFrame([attribution(log.iloc[0], row) for _, row in log.iterrows()]))
+
+
+def case_columns(history: pd.DataFrame) -> pd.DataFrame:
+    """Each run's statistics in the case's columns: system, seed, epoch (1, 2, ...), column, value, case, off.
+
+    positive, negative: mean logit of the positives, of all other documents of the batch. train, and std (mean over dimensions
+    of the standard deviation over texts): means over the recorded batches of the epoch, weights still moving. validation:
+    the validation pairs after the epoch. off: (value - case) / case; of a negative, near 0, (value - case) / the positive's case.
+    case and off are nan after the case's three epochs.
+    """
+    keys, logit = ["system", "seed", "epoch"], "similarity.{}.logit".format
+    during, after = wide(history, "train"), wide(history, "validation")
+    during["epoch"] = np.floor(during["epoch"]) + 1
+    names = {logit(kind): kind for kind in ("positive", "negative")}
+    during = during.groupby(keys, sort=False).mean().rename(columns=names)
+    after = after[after["epoch"] > 0].set_index(keys).rename(columns=names)
+    ours = {
+        f"{kind}.{split}": part[kind]
+        for kind in names.values()
+        for split, part in (("train", during), ("validation", after))
+    }
+    ours |= {f"std.{side}": during[f"std.{side}"] for side in ("query", "document")}
+    columns = list(CASE_LOG.columns[1:])
+    rows = pd.DataFrame(ours)[columns].reset_index().melt(keys, var_name="column")
+    case = CASE_LOG.melt("epoch", var_name="column", value_name="case")
+    units = CASE_LOG.assign(**{name: CASE_LOG[name.replace("negative", "positive")] for name in columns})
+    case["unit"] = units.melt("epoch")["value"]
+    rows = rows.merge(case, "left", ["epoch", "column"])
+    return rows.assign(off=(rows["value"] - rows["case"]) / rows.pop("unit"))
 
 
 def rates_by_length(length: np.ndarray, found: np.ndarray, relevant: np.ndarray, groups: int = 10) -> pd.DataFrame:

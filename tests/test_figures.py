@@ -47,10 +47,30 @@ def pairs_table():
     return pd.concat([systems_table(study, "zero-shot").assign(pairs=size) for study, size in sizes.items()])
 
 
-DRAW = {**vars(training_figures), **vars(result_figures), "three_tracks": result_figures.systems_forest}
+def case_columns():
+    """What magnitude.case_columns returns for three seeds of a system: 1.1, 1.2, 1.3 times the case."""
+    rows = pd.concat([magnitude.CASE_LOG, magnitude.CASE_LOG.tail(1).assign(epoch=4)]).melt(
+        "epoch", var_name="column", value_name="case"
+    )
+    rows.loc[rows["epoch"] == 4, "case"] = np.nan
+    runs = [
+        rows.assign(system=name, seed=seed, value=rows["case"] * (1.1 + 0.1 * seed))
+        for name in "ab"
+        for seed in range(3)
+    ]
+    return pd.concat(runs).assign(off=lambda rows: rows["value"] / rows["case"] - 1)
+
+
+DRAW = {
+    **vars(training_figures),
+    **vars(result_figures),
+    "case_log": partial(training_figures.case_log, system="a"),
+    "three_tracks": result_figures.systems_forest,
+}
 TABLES = {
     "signature": history,
     "growth_split": partial(real, "attribution.csv"),
+    "case_log": case_columns,
     "systems_forest": partial(systems_table, track="in-domain"),
     "three_tracks": systems_table,
     "few_many": pairs_table,
@@ -146,6 +166,16 @@ def test_a_diverged_seed_is_left_out_of_the_mean_and_named():
     figure, shown = training_figures.signature(rows)
     assert set(shown.query("system == 'mine' and epoch == 3")["seeds"]) == {2} and np.isfinite(shown["mean"]).all()
     assert "range of 2 to 3 seeds" in said(figure) and "not finite are left out: mine" in said(figure)
+
+
+def test_the_cases_log_is_laid_over_ours_as_far_as_it_goes(drawn):
+    figure, shown = drawn["case_log"]
+    assert set(shown["epoch"]) == {1, 2, 3} and set(shown["seeds"]) == {3} and "the case" in said(figure)
+    np.testing.assert_allclose(shown[["ratio", "off"]], np.tile([1.2, 0.2], (18, 1)))
+    for axis, name in zip(figure.axes, training_figures.CASE_COLUMNS, strict=True):
+        part = shown[shown["column"] == name]
+        np.testing.assert_allclose([line.get_ydata() for line in axis.lines], part[["mean", "case"]].T)
+        np.testing.assert_allclose(part["case"], magnitude.CASE_LOG[name])
 
 
 def test_growth_is_stacked_so_that_the_bars_end_at_the_total_largest_first():
@@ -286,7 +316,7 @@ def test_lengths_and_hubs_have_the_tables_values(drawn):
     assert shown["anti_hubs_sd"].tolist() == pytest.approx([np.nan, 0.045**0.5], nan_ok=True)
 
 
-@pytest.mark.parametrize("name", [name for name, table in TABLES.items() if "system" in table()])
+@pytest.mark.parametrize("name", [name for name, table in TABLES.items() if "system" in table() and name != "case_log"])
 def test_one_recipe_of_a_users_own_is_drawn_and_no_row_gives_a_sentence(name):
     draw, table = DRAW[name], TABLES[name]
     figure, shown = draw(table().query("system == 'asym-cos'").assign(system="mine"))

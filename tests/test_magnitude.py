@@ -380,6 +380,26 @@ def test_the_cases_log_gives_the_published_arithmetic():
     assert table.loc[1, ["query", "document", "angle", "total"]].tolist() == [0, 0, 0, 0]
 
 
+def test_our_statistics_in_the_cases_columns_by_hand():
+    batches = {0.0: 10.0, 0.5: 20.0, 1.0: 40.0, 1.5: 60.0}  # epoch -> logit of a training batch before its update
+    rows = [
+        ("a", 0, 10 * epoch, epoch, "train", "similarity.positive.logit", value) for epoch, value in batches.items()
+    ]
+    rows += [
+        ("a", 0, 10 * epoch, epoch, "validation", "similarity.positive.logit", 100 * epoch) for epoch in (0.0, 1.0, 4.0)
+    ]
+    for name in ("similarity.negative.logit", "std.query", "std.document"):
+        rows += [(*row[:5], name, 0.1) for row in rows[:7]]
+    table = magnitude.case_columns(pd.DataFrame(rows, columns=magnitude.HISTORY_COLUMNS))
+    value, case, off = (table.set_index(["column", "epoch"])[name] for name in ("value", "case", "off"))
+    assert value["positive.train"].dropna().tolist() == [15.0, 50.0]  # means of epoch 1, [0, 1), and of epoch 2
+    assert value["positive.validation"].dropna().tolist() == [100.0, 400.0]  # after epochs 1 and 4; not the start
+    assert value["std.query", 2] == pytest.approx(0.1) and case["std.query", 2] == 0.109
+    assert off["positive.train", 2] == pytest.approx(50 / 88 - 1)
+    assert off["negative.validation", 1] == pytest.approx((0.1 - 0.32) / 64.65)  # in positive logits
+    assert math.isnan(case["positive.validation", 4])
+
+
 # ---------------------------------------------------------------- lengths against relevance
 
 

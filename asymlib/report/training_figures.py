@@ -17,6 +17,14 @@ SIGNATURE = {  # the statistics that are drawn, with their titles of two lines
     "length.document.mean": "document length\nmean $|d|$",
     "loss.contrastive": "contrastive loss\nnats",
 }
+CASE_COLUMNS = {  # of magnitude.CASE_LOG, with their titles
+    "positive.train": "positive logit\ntraining batches",
+    "positive.validation": "positive logit\nvalidation pairs",
+    "negative.train": "negative logit\ntraining batches",
+    "negative.validation": "negative logit\nvalidation pairs",
+    "std.query": "query std\ntraining batches",
+    "std.document": "document std\ntraining batches",
+}
 PARTS = {  # of a logit's growth
     "query": {"facecolor": style.SKY, "hatch": "", "label": "query length $|q|$"},
     "document": {"facecolor": style.BLUE, "hatch": "////", "label": "document length $|d|$"},
@@ -56,6 +64,40 @@ def signature(history: pd.DataFrame, systems: Sequence[str] | None = None) -> st
     lost = ", ".join(dict.fromkeys(missing[(missing > 0) & (missing < 1)].index.get_level_values("system")))
     note += "; validation pairs" + f"; values that are not finite are left out: {lost}" * bool(lost)
     style.legend(figure, [Line2D([], [], label=system, **look) for system, look in looks.items()], note)
+    return figure, shown
+
+
+@style.drawn
+def case_log(columns: pd.DataFrame, system: str) -> style.Drawn:
+    """One system's first epochs over the columns of the case's log, one panel a column: mean over seeds, band lowest to highest.
+
+    columns: magnitude.case_columns. Drawn as far as the case's log goes. A black square is the case's value.
+    shown: system, column, epoch, case, mean, low, high, seeds, ratio (mean / case), off (mean over seeds).
+    """
+    rows = columns[(columns["system"] == system) & columns["case"].notna()]
+    runs = rows.groupby(["system", "column", "epoch", "case"], sort=False)
+    shown = runs["value"].agg(mean="mean", low="min", high="max", seeds="count").reset_index()
+    shown = shown.assign(ratio=shown["mean"] / shown["case"], off=runs["off"].mean().to_numpy())
+    figure, axes = style.panels(list(CASE_COLUMNS.values()), 1.45)
+    look, case = (
+        style.looks([system])[system],
+        {"color": style.BLACK, "marker": "s", "markersize": 3.6, "linestyle": ":"},
+    )
+    for axis, name in zip(axes, CASE_COLUMNS, strict=True):
+        part = shown[shown["column"] == name]
+        axis.fill_between(part["epoch"], part["low"], part["high"], color=look["color"], alpha=0.2, linewidth=0)
+        axis.plot(part["epoch"], part["mean"], **look)
+        axis.plot(part["epoch"], part["case"], **case)
+        if name.startswith("negative"):  # near 0: what differs is small beside the positive logit
+            most = shown.loc[shown["column"] == "positive.train", ["mean", "case"]].max(axis=None) / 10
+            axis.set_ylim(min(-most, 1.1 * part["low"].min()), max(most, 1.1 * part["high"].max()))
+        else:
+            axis.set_ylim(bottom=0)
+        axis.set(xlabel="epoch", xticks=sorted(part["epoch"].unique()))
+        style.even_ticks(axis.yaxis)
+    note = f"line: mean, band: range of {style.of_seeds(shown['seeds'])}; training batches: mean over an epoch"
+    lines = {system: look, "the case": case}
+    style.legend(figure, [Line2D([], [], label=label, **about) for label, about in lines.items()], note)
     return figure, shown
 
 
