@@ -14,7 +14,7 @@ run = $(BIN)/python workflow/config.py "$(1)" || exit; \
 	code=$${PIPESTATUS[0]}; } 3>&1; $(BIN)/python workflow/status.py --brief; exit $$code
 EXPORT = $(BIN)/python workflow/write_page.py
 
-.PHONY: reproduce study real writeup status test browser lab lint bench help
+.PHONY: reproduce study real public writeup status test browser lab lint bench help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -37,6 +37,10 @@ real: $(VENV)/.installed       ## the same on real collections, in three tracks:
 	@test -n "$(ASYMLIB_DATA)" || { echo "set ASYMLIB_DATA to a folder with beir/ and pairs/ (see the README)"; exit 2; }
 	@$(call run,workflow/real.yaml)
 	$(EXPORT) data/runs/real/09-writeup.ipynb --markdown ANALYSIS.md --readme README.md
+
+public: $(VENV)/.installed     ## the same from public sources alone, downloaded first to ASYMLIB_DATA, else to data/
+	HF_HUB_OFFLINE=0 $(BIN)/python workflow/fetch.py config workflow/public.yaml --to "$${ASYMLIB_DATA:-data}"
+	@export ASYMLIB_DATA="$${ASYMLIB_DATA:-$(CURDIR)/data}"; $(call run,workflow/public.yaml)
 
 writeup: $(VENV)/.installed    ## ANALYSIS.md and the README's table again, from the committed tables in data/results/real
 	@mkdir -p data/runs/committed && rm -f data/runs/committed/09-writeup.*

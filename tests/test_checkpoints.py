@@ -36,6 +36,18 @@ def test_runs_survive_being_saved_and_loaded(tmp_path):
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["config.json", "heads.safetensors"]
 
 
+def test_exponents_are_saved_with_their_heads(tmp_path):
+    recipe = SMALL.with_changes(exponent_lr=0.1)
+    parameters = heads.start_heads("linear", "random", "both", 4, 0, exponents=True)
+    last = {name: value + 1 for name, value in parameters.items()}
+    save_runs(tmp_path, [TrainedRun(recipe, 0, parameters, last, 1, [0.9, 0.5])])
+    (loaded,), _ = load_runs(tmp_path)
+    assert loaded.recipe == recipe and loaded.best.keys() == parameters.keys()
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    for side in ("query", "document"):
+        np.testing.assert_array_equal(heads.project(loaded.best, side, x), heads.project(parameters, side, x))
+
+
 def test_heads_that_were_trained_on_something_else_are_refused(tmp_path):
     save_runs(tmp_path, [run(0)], encoder="abc")
     with pytest.raises(InputError, match="trained with encoder 'abc', but 'xyz' is in use now; train again"):

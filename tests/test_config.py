@@ -33,6 +33,13 @@ from config import read_config, read_family
         ("search: {s: {transfer: t}}", "search: 't' is not one of s"),
         ("studies: {s: {}, t: {}}\nsearch: {t: {}}", "search: s, t are compared: give all of them a search, or none"),
         ("studies: {s: {}, ../t: {}}", r"config: .*\.\./t"),
+        ("more: {t: [c]}", "more: 't' is not one of s"),
+        ("more: {s: [c, a]}", "recipes: one stands twice for s, in recipes or in more"),
+        ("more: {s: [../c]}", r"config: .*\.\./c"),
+        ("updates: {s: 0}", "updates.s: Input should be greater than or equal to 1"),
+        ("updates: {t: 600}", "updates: 't' is not one of s"),
+        ("words: 1", "words: Input should be a valid boolean"),
+        ("unfrozen: {s: {study: t}}", "unfrozen: s: 'study' is given by the workflow itself"),
         ("parity: [../../t]", r"config: .*\.\./t"),
     ],
 )
@@ -123,7 +130,7 @@ def test_what_comes_from_elsewhere_is_held_to_the_same():
             read_family(CONFIG | yaml.safe_load(text))
 
 
-@pytest.mark.parametrize("name", ["reproduce.yaml", "real.yaml", "tiny.yaml"])
+@pytest.mark.parametrize("name", ["reproduce.yaml", "real.yaml", "public.yaml", "tiny.yaml"])
 def test_the_studies_of_the_checkout_are_whole(name):
     config = read_config(ROOT / "workflow" / name)
     family = read_family(config)

@@ -1,7 +1,11 @@
 """Downloads, against a server on this machine and a folder laid out as the Hub's."""
 
 import hashlib
+import io
+import json
 import shutil
+import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -15,9 +19,13 @@ import pytest
 from asymlib.data.collections import load_beir
 from asymlib.data.pairs import load_pairs
 from asymlib.errors import InputError, run_command
+from tests.conftest import ROOT
 from tests.test_collections import write_beir
-from workflow import fetch
-from workflow.fetch import fetch_beir, fetch_pairs, main
+from tests.test_workflow import CONFIG
+
+sys.path.insert(0, str(ROOT / "workflow"))
+import fetch
+from fetch import fetch_beir, fetch_ir_dataset, fetch_pairs, main
 
 
 @pytest.fixture
@@ -155,9 +163,82 @@ def test_pairs_by_command_line_and_without_a_network(tmp_path, capsys):
     main(["pairs", "--sample", "5", "--seed", "3", "--to", str(to), "--dataset", str(hub)])
     assert capsys.readouterr().out.strip() == str(to)
     assert len(load_pairs(to)) == 5
-    told = (
-        rf"^sentence-transformers/msmarco-bm25: cannot be read \(.*'triplet'.*{fetch.MSMARCO_REVISION}.*--dataset.*none"
-    )
+    told = rf"^sentence-transformers/msmarco-bm25: cannot be read \(.*'triplet'.*{fetch.MSMARCO_REVISION}.*as dataset.*none"
     with pytest.raises(InputError, match=told):
         main(["pairs", "--to", str(tmp_path / "none.jsonl")])
     assert not (tmp_path / "none.jsonl").exists()
+
+
+NPL = {  # in the layout of Vaswani's archive
+    "doc-text": "1\ncompact memories\nhave access\n   /\n2\nan electronic  switch\n   /\n3\n\n   /\n",
+    "query-text": "1\nWHICH SWITCH\n/\n2\nWHICH MEMORY\n/\n",
+    "rlv-ass": "1\n  2\n   /\n2\n  1   3\n   /\n",
+}
+
+
+@pytest.fixture
+def npl(tmp_path, archive, url) -> Path:
+    """The archive that the server serves as data set "made-up" of ir_datasets, read as Vaswani is."""
+    import ir_datasets
+    from ir_datasets.datasets import vaswani
+    from ir_datasets.util import Cache, Download, RequestsDownload, TarExtract
+
+    path = archive.parent / "npl.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in NPL.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    main = Download([RequestsDownload(f"{url}/npl.tar.gz", tries=1)], tmp_path / "kept" / "npl.tar.gz", md5)
+    readers = {"doc-text": vaswani.VaswaniDocs, "query-text": vaswani.VaswaniQueries, "rlv-ass": vaswani.VaswaniQrels}
+    parts = [reader(Cache(TarExtract(main, name), tmp_path / "kept" / name)) for name, reader in readers.items()]
+    ir_datasets.registry._registered["made-up"] = vaswani.Dataset(*parts)
+    yield path
+    del ir_datasets.registry._registered["made-up"]
+
+
+def config_file(folder: Path, **fetch: object) -> str:
+    (folder / "family.yaml").write_text(json.dumps(CONFIG | {"fetch": fetch}))
+    return str(folder / "family.yaml")
+
+
+def test_a_config_brings_all_that_it_names_and_goes_on_where_it_stopped(tmp_path, archive, url, npl, capsys):
+    hub, to = parquet(tmp_path / "hub", [part(range(60))]), tmp_path / "data"
+    draw = {"dataset": str(hub), "revision": "main", "subset": "triplet", "sample": 7}
+    wanted = {"beir": ["scifact"], "ir_datasets": {"npl": "made-up"}, "pairs": {"few": draw}}
+    arguments = ["config", config_file(tmp_path, **wanted), "--to", str(to), "--url", url]
+    whole = npl.read_bytes()
+    npl.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match=r"npl: made-up of ir_datasets cannot be had \(.*run again, or take it out"):
+        main(arguments)
+    assert left_behind(to / "beir") == ["scifact"]
+    npl.write_bytes(whole)
+    archive.unlink()
+    capsys.readouterr()
+    main(arguments)
+    places = [to / "beir/scifact", to / "beir/npl", to / "pairs/few.jsonl"]
+    assert capsys.readouterr().out.split() == list(map(str, places))
+    found = load_beir(to / "beir/npl")
+    assert found.documents == ["compact memories have access", "an electronic switch", ""]
+    assert (found.doc_ids, found.queries) == (["1", "2", "3"], ["WHICH SWITCH", "WHICH MEMORY"])
+    assert found.qrels == {"1": {"2": 1}, "2": {"1": 1, "3": 1}} and len(load_pairs(places[2])) == 7
+    times = [place.stat().st_mtime_ns for place in places]
+    npl.unlink()
+    shutil.rmtree(hub)
+    main(arguments)
+    assert times == [place.stat().st_mtime_ns for place in places]
+    assert left_behind(to / "beir") == ["npl", "scifact"]
+
+
+def test_what_ir_datasets_or_the_config_does_not_have_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"x: no-such-set of ir_datasets cannot be had .KeyError"):
+        fetch_ir_dataset("x", "no-such-set", tmp_path / "beir")
+    assert left_behind(tmp_path / "beir") == []
+    for wanted, words in (
+        ({"bier": ["scifact"]}, "fetch.bier: Extra inputs are not permitted"),
+        ({"ir_datasets": {"../x": "vaswani"}}, r"config: .*\.\./x"),
+        ({"pairs": {"x": {"sample": 5}}}, "fetch.pairs.x.dataset: Field required"),
+    ):
+        with pytest.raises(InputError, match=words):
+            main(["config", config_file(tmp_path, **wanted), "--to", str(tmp_path)])

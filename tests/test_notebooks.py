@@ -14,6 +14,9 @@ from asymlib.errors import InputError
 from asymlib.report import tables
 from tests.conftest import ROOT
 
+sys.path.insert(0, str(ROOT / "workflow"))
+import run_notebook
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 pytestmark = pytest.mark.timeout(600)
 LINES = 24  # a cell longer than this holds logic that belongs in asymlib
@@ -45,9 +48,18 @@ def test_parameters_are_typed_literals_under_their_comments(path):
     assert tagged == code_cells(path)[:1] and tagged[0].source.startswith("# ")
     for node in ast.parse(tagged[0].source).body:
         assert isinstance(node, ast.AnnAssign)
-        value, kind = ast.literal_eval(node.value), node.annotation.id
-        assert type(value).__name__ == kind or (value is None and kind == "str"), node.target.id
+        value, kind = ast.literal_eval(node.value), ast.unparse(node.annotation)
+        assert kind.partition("[")[0] == type(value).__name__ or (value is None and kind == "str"), node.target.id
+    assert run_notebook.check(path, {}) == {}  # of a list[float], say, every element is looked at
     assert "  #" not in tagged[0].source, "a comment stands above its parameter"
+
+
+@pytest.mark.parametrize(("number", "name"), [("03", "lrs"), ("08", "lrs"), ("08", "collections")])
+def test_a_wrong_element_of_a_list_is_refused_before_anything_starts(number, name):
+    (path,) = (path for path in NOTEBOOKS if path.stem.startswith(number))
+    wrong = ["0.001"] if name == "lrs" else [1]
+    with pytest.raises(InputError, match=rf"{path.name}: parameter '{name}': Input should be a valid .*: '?{wrong[0]}"):
+        run_notebook.check(path, {name: wrong})
 
 
 def test_no_function_stands_in_two_notebooks():
@@ -93,7 +105,17 @@ JOBS = [
     for job in [
         ("01", {"study": study, **PAIRS}),
         *(
-            ("02", {"study": study, "recipe": recipe, "save_as": name, "changes": SHORT | changes, "seeds": [0, 1]})
+            (
+                "02",
+                {
+                    "study": study,
+                    "recipe": recipe,
+                    "save_as": name,
+                    "changes": SHORT | changes,
+                    "seeds": [0, 1],
+                    "updates": 30 * (name == "007"),
+                },
+            )
             for recipe, name, changes in trained
         ),
         *((number, {"study": study, **GIVEN.get(number, {})}) for number in asked.split()),
@@ -171,6 +193,8 @@ def test_every_family_of_recipes_has_its_rows_in_every_table(home):
         assert len(matrix) == (0 if study == "lost" else 3)
         assert list(tables.read_table(folder, "length_relevance.csv")["system"].unique()) == trained
         assert not tables.read_table(folder, "overlap.csv")["drop_self"].any()
+    recipes = tables.read_table(home / "data/results/others", "recipes.csv").set_index("name")
+    assert recipes["epochs"][["007", "respred"]].tolist() == [3, 2]  # 30 updates are three epochs of ten
     recipes = tables.read_table(home / "data/results/lost", "recipes.csv").set_index("name")
     assert recipes["diverged"].to_dict() == {"None": 2, "true": 2}
     assert list(tables.read_table(home / "data/results/lost", "checkpoints.csv")["system"]) == ["None", "true"]

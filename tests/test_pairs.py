@@ -1,15 +1,18 @@
 """Pairs: reading them, and the pair-makers on small made-up data whose overlaps are known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from asymlib.data import pairs as module
 from asymlib.data.leakage import keys_of
 from asymlib.data.pairs import Pairs, beginning_and_rest, load_pairs, of_the_tested, own, pooled, training_rows
 from asymlib.errors import InputError
+from asymlib.pair_vectors import mine as hardest
 from tests.test_collections import CORPUS, QRELS, QUERIES, prose, write_beir, write_lines
 
 
@@ -250,6 +253,43 @@ def test_a_beginning_and_its_rest():
         ("One two three. too short a rest", None),
     ]:
         assert beginning_and_rest(text.strip()) == expected
+
+
+def test_judged_documents_beyond_the_pairs_are_known_and_no_negatives(tmp_path):
+    """Two more of each query's seven documents are relevant; the one of grade 0 stays a negative."""
+    split = of_the_tested(collection(tmp_path / "c"), True, 10_000, 500)
+    parts, grades = {"train": split.train, "validation": split.validation}, (1, 2, 1, 0, 2, 1, 1)
+    documents = {doc for rows in parts.values() for _, doc in rows}
+    found: dict[int, list[int]] = {}
+    for query, doc in split.train + split.validation + split.known:
+        found.setdefault(int(query.split()[2]), []).append(int(doc.split("Document ")[1].split()[0]))
+    for i, docs in found.items():
+        expected = [(2 * i + j) % DOCUMENTS for j, grade in enumerate(grades) if grade]
+        assert len(docs) == len(set(docs)) and set(docs) <= set(expected)
+        assert len(docs) == 6 or len(documents) < DOCUMENTS
+    both = {part: sum(q in dict(rows) and d in {doc for _, doc in rows} for q, d in split.known)
+            for part, rows in parts.items()}  # fmt: skip
+    assert split.counts["known"] == both and both["train"] > 500
+    assert of_the_tested(tmp_path / "c", False, 10_000, 500).known is None
+
+
+def test_what_is_known_reaches_batches_and_mining_by_its_text(tmp_path):
+    """Query a: x is its positive, y known, z not. What is known of texts of another part counts for nothing here."""
+    parts = {"train": [*zip("abc", "xyz", strict=True)], "validation": [("e", "w")]}
+    split = module.Split(**parts, counts={}, known=[("a", "y"), ("a", "w"), ("e", "z")])
+    module.write_known(tmp_path / "known.jsonl", split)
+    for part, rows in parts.items():
+        write_lines(tmp_path / f"{part}.jsonl", [{"query": q, "document": d} for q, d in rows])
+    plain, validation = (load_pairs(tmp_path / f"{part}.jsonl") for part in parts)
+    train, validation = module.with_known(tmp_path / "known.jsonl", plain, validation)
+    assert train.known == validation.known == split.known
+    assert train.known_numbers().tolist() == [[0, 1]] and validation.known_numbers().shape == (0, 2)
+    vectors = np.array([[1.0, 0.0], [0.9, 0.1], [0.5, 0.5]], dtype=np.float32)
+    made, rows = replace(train, query_vectors=vectors, document_vectors=vectors).tensors(), torch.arange(3)
+    assert made.positive(rows, rows).tolist() == [[True, True, False], [False, True, False], [False, False, True]]
+    assert hardest(made, 1, np.inf)[0].tolist() == [2]  # y is nearer to a, but known
+    made = replace(plain, query_vectors=vectors, document_vectors=vectors).tensors()
+    assert torch.equal(made.positive(rows, rows), torch.eye(3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("labels", [False, True])

@@ -129,6 +129,8 @@ def test_parameters_arrive_in_the_notebooks_types(tmp_path, name, value, arrives
         ("masked", 1, "valid boolean"),
         ("recipe", False, r"valid string: False \(quote it\)"),  # what YAML makes of an unquoted no
         ("weights", 0.1, "valid list"),
+        ("weights", ["0.001"], "valid number: '0.001'"),
+        ("weights", [1.0, None], "valid number: None"),
         ("grid", {"a": "b"}, "valid number"),
         ("seeds", [], "at least 1 item"),
         ("seeds", [0, 0], "one stands twice"),

@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 from tests.small_encoders import build_bert, build_static
 from tests.test_collections import CORPUS, prose, write_beir, write_lines
 from tests.test_docstrings import made_up_packages
+from tests.test_pairs import collection as graded_collection
 
 
 @pytest.fixture
@@ -292,6 +293,21 @@ def test_input_files_are_those_outside_the_study(home, monkeypatch):
     (home / "beir/food/qrels/test.tsv").write_bytes((home / "beir/food/qrels/train.tsv").read_bytes())
     train = str(home / "beir/food/qrels/train.tsv")
     assert studies.input_files("target", {"target": "food", "labels": True}) == sorted([*food, train])
+
+
+def test_an_in_domain_study_keeps_what_is_known_besides_its_pairs(home, monkeypatch):
+    monkeypatch.setenv("ASYMLIB_DATA", str(home))
+    graded_collection(home / "beir/graded")
+    study = studies.prepare("s", "target", target="graded", labels=True)
+    assert len(study.train.known) > 500 and study.train.known == study.validation.known
+    assert studies.load("s", vectors=False) == study and "known.jsonl" in described()["files"]
+    assert described()["counts"]["known"]["train"] == len(study.train.known_numbers())
+    (study.folder / "known.jsonl").unlink()
+    with pytest.raises(InputError, match=r"known\.jsonl: no such file .* run 01_data_prep for this study again"):
+        studies.load("s", vectors=False)
+    assert studies.prepare("s", "target", target="graded", labels=True) == study
+    assert studies.prepare("s", "target", target="graded").train.known == []
+    assert not (study.folder / "known.jsonl").exists()
 
 
 @pytest.mark.real

@@ -13,6 +13,9 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_run_notebook import SLEEPER, gone, wait_for, write_notebook
 
+sys.path.insert(0, str(ROOT / "workflow"))
+from config import read_config, read_family
+
 SNAKEMAKE = [Path(sys.executable).parent / "snakemake"]
 NAME = "the user's ü $HOME"  # of the checkout's folder
 CONFIG = {"study": "s", "studies": {"s": {}}, "recipes": ["a", "b"], "seeds": [0], "limit": 120}
@@ -44,7 +47,7 @@ def get_recipe(name):
     return Recipe()
 """,
 }
-# Each toy notebook: its parameters besides study, and its files (r: data/results/<study>, f: figures/<study>, h: heads).
+# Each toy notebook: its parameters besides study, and its files (r: data/results/<study>, f: figures/<study>, h: heads, k: ranked).
 NOTEBOOKS = {
     "00_parity": ("collections: list = []", "{r}/parity.csv"),
     "01_data_prep": (
@@ -52,7 +55,7 @@ NOTEBOOKS = {
         "data/prepared/{study}/study.json {r}/texts.csv",
     ),
     "02_train_heads": (
-        "recipe: str = 'a'\nseeds: list[int] = [0]\nchanges: dict = {}\nlr: float = 0.1",
+        "recipe: str = 'a'\nseeds: list[int] = [0]\nchanges: dict = {}\nupdates: int = 0\nlr: float = 0.1",
         "{h}/config.json {h}/heads.safetensors {h}/history.parquet",
     ),
     "03_select_head": ("lrs: list = []", ""),
@@ -62,7 +65,7 @@ NOTEBOOKS = {
         " {f}/signature.png {f}/growth_split.png",
     ),
     "05_evaluation": (
-        "systems: list = []\nothers: list = []",
+        "systems: list = []\nothers: list = []\nmore: dict = {}",
         "{r}/systems.csv {r}/per_query.parquet {r}/recipes.csv {r}/contrasts.csv {r}/hubness.csv {r}/ties.csv"
         " {r}/length_relevance.csv {r}/overlap.csv {f}/length_relevance.png {f}/hubness.png",
     ),
@@ -73,6 +76,12 @@ NOTEBOOKS = {
     "07_ablation": ("lrs: list[float] = [0.1]", "{r}/ablations.csv {r}/ablation_effects.csv {f}/ablation.png"),
     "08_oracle": ("seed: int = 0", "{r}/oracle.csv {f}/oracle.png"),
     "09_writeup": ("title: str = ''", ""),
+    "11_words": (
+        "seeds: list = [0]\nablation: bool = False\nalone: bool = True",
+        "{k}/lexical.parquet {k}/lexical.json {k}/lexical-head.parquet {k}/lexical-head.json"
+        " {r}/words_ablation.csv {r}/words_cost.csv",
+    ),
+    "12_unfrozen_top": ("layers: list[int] = [1]", "{r}/unfrozen.csv"),
 }
 
 
@@ -83,6 +92,7 @@ def write_toy(home, name, cell=None):
         files.replace("{r}", "data/results/{study}")
         .replace("{f}", "figures/{study}")
         .replace("{h}", "data/runs/{study}/heads/{recipe}")
+        .replace("{k}", "data/runs/{study}/ranked")
     )
     text = "recipe + str(heads.X)" if "recipe" in parameters else "'text'"
     cell = cell or f"from asymlib.room import heads\nfrom asymlib.table import write\nwrite(f'{files}', {text})"
@@ -338,6 +348,57 @@ def test_parity_stops_everything_and_studies_join_or_stand_apart(home):
     assert not any(
         f"output: data/runs/{job}.json" in dry for job in ("t/05-evaluation", "unused/02-a", "apart/06-robustness")
     )
+
+
+@pytest.mark.notebook
+def test_a_study_has_recipes_updates_and_systems_ranked_apart_of_its_own(home):
+    family = {
+        "studies": {"s": {}, "t": {}, "apart": {}},
+        "apart": ["apart"],
+        "more": {"s": ["c"], "apart": ["d"]},
+        "changes": {"c": {"lr": 0.5}},
+        "updates": {"t": 600},
+        "words": True,
+        "unfrozen": {"t": {"layers": [2]}},
+    }
+    dry = run(home, "-n", **family)[1]
+    jobs = "s/02-c apart/02-d t/02-a s/11-words t/11-words t/12-unfrozen"
+    assert all(f"output: data/runs/{job}.json" in dry for job in jobs.split())
+    absent = "t/02-c s/02-d apart/11-words s/12-unfrozen"
+    assert not any(f"output: data/runs/{job}.json" in dry for job in absent.split())
+    assert (
+        "12_unfrozen_top.ipynb: parameter 'layers': Input should be a valid integer: 'two'"
+        in run(home, "-n", **family | {"unfrozen": {"t": {"layers": ["two"]}}})[1]
+    )
+    assert run(home, "data/runs/s/05-evaluation.json", **family)[0] == 0
+    given = {job: json.loads((home / f"data/runs/{job}.json").read_text())["parameters"]
+             for job in ("t/02-a", "s/02-c", "s/05-evaluation", "s/11-words", "t/11-words", "t/12-unfrozen")}  # fmt: skip
+    assert given["t/02-a"]["updates"] == 600 and "updates" not in given["s/02-c"]
+    assert given["s/02-c"]["changes"] == {"lr": 0.5}
+    assert given["s/05-evaluation"] == {"study": "s", "others": ["t"], "systems": ["a", "b"], "more": {"s": ["c"]}}
+    words = {"seeds": [0], "ablation": True, "alone": True}
+    assert given["s/11-words"] == {"study": "s"} | words
+    assert given["t/11-words"] == {"study": "t"} | words | {"ablation": False, "alone": False}
+    assert given["t/12-unfrozen"] == {"study": "t", "layers": [2]}
+    inputs = json.loads((home / "data/runs/s/05-evaluation.status.json").read_text())["inputs"]
+    assert {f"data/runs/{job}.json" for job in given if job != "s/05-evaluation"} <= inputs.keys()
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("name", ["real.yaml", "real-mpnet.yaml", "public.yaml"])
+def test_every_parameter_of_a_large_study_is_one_of_its_notebooks(tmp_path, name):
+    given = read_family(read_config(ROOT / "workflow" / name))
+    for study in given.studies.values():
+        folders = [f"beir/{test}" for test in [*study.get("tests", []), *filter(None, [study.get("target")])]]
+        for source in folders + study.get("sources", []):
+            files = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "qrels/train.tsv")
+            for path in [source] if source.endswith(".jsonl") else [f"{source}/{file}" for file in files]:
+                (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / path).touch()
+    command = [*SNAKEMAKE, "-n", "--quiet", "all", "--configfile", f"workflow/{name}"]
+    environment = os.environ | {"ASYMLIB_DATA": str(tmp_path), "ASYMLIB_HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.notebook

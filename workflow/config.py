@@ -34,6 +34,26 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(distinct)]
 
 
+class Draw(BaseModel):
+    """Pairs drawn from a data set of the Hub with the columns `query` and `positive`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    dataset: str
+    revision: str
+    subset: str
+    sample: Annotated[int, Field(ge=1)]
+    seed: Seed = 0
+
+
+class Fetch(BaseModel):
+    """What fetch.py brings before a family is run; workflow/public.yaml explains it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    beir: list[str] = []
+    ir_datasets: dict[str, str] = {}
+    pairs: dict[str, Draw] = {}
+
+
 class Family(BaseModel):
     """The keys of a config file; workflow/real.yaml uses and explains them all."""
 
@@ -43,10 +63,15 @@ class Family(BaseModel):
     recipes: Annotated[list[str], Field(min_length=1)]
     changes: dict[str, dict[str, Any]] = {}
     seeds: Seeds
+    fetch: Fetch = Fetch()
     parity: list[str] = []
     untrained: list[str] = []
     apart: list[str] = []
+    more: dict[str, list[str]] = {}
+    updates: dict[str, Annotated[int, Field(ge=1)]] = {}
     search: dict[str, dict[str, Any]] = {}
+    words: bool = False
+    unfrozen: dict[str, dict[str, Any]] = {}
     oracle: bool = False
     parameters: dict[str, dict[str, Any]] = {}
     limit: Annotated[int, Field(ge=1)] = 3600
@@ -62,6 +87,14 @@ class Family(BaseModel):
         """The studies that one table compares, the main one first."""
         return [self.study] + [name for name in self.trained if name not in (self.study, *self.apart)]
 
+    def recipes_of(self, study: str) -> list[str]:
+        """What is trained on a study: what is on every one, and its own."""
+        return self.recipes + self.more.get(study, [])
+
+    @property
+    def all_recipes(self) -> list[str]:
+        return list(dict.fromkeys(self.recipes + [name for names in self.more.values() for name in names]))
+
     @model_validator(mode="after")
     def names_agree(self) -> "Family":
         other = {given[key] for given in self.search.values() for key in ("transfer", "recipe_from") if given.get(key)}
@@ -69,17 +102,21 @@ class Family(BaseModel):
             ("study", [self.study], [name for name in self.trained if name not in self.apart]),
             ("untrained", self.untrained, self.studies),
             ("apart", self.apart, self.trained),
+            ("more", self.more, self.trained),
+            ("updates", self.updates, self.trained),
             ("search", {*self.search, *other}, self.studies),
-            ("changes", self.changes, self.recipes),
+            ("unfrozen", self.unfrozen, self.trained),
+            ("changes", self.changes, self.all_recipes),
         ):
             if wrong := sorted(set(names) - set(known)):
                 raise ValueError(f"{key}: {wrong[0]!r} is not one of {', '.join(known)}")
-        for key in ("studies", "changes", "search", "parameters"):
+        for key in ("studies", "changes", "search", "unfrozen", "parameters"):
             for name, parameters in getattr(self, key).items():
                 if taken := sorted({"study", "recipe", "save_as", "name"} & set(parameters)):
                     raise ValueError(f"{key}: {name}: {taken[0]!r} is given by the workflow itself; leave it out")
-        if len(set(self.recipes)) < len(self.recipes):
-            raise ValueError("recipes: one stands twice")
+        for study in self.studies:
+            if len(set(names := self.recipes_of(study))) < len(names):
+                raise ValueError(f"recipes: one stands twice for {study}, in recipes or in more")
         if 0 < len(set(self.search) & set(self.joined)) < len(self.joined):
             raise ValueError(f"search: {', '.join(self.joined)} are compared: give all of them a search, or none")
         return self
@@ -167,7 +204,7 @@ def read_family(config: dict) -> Family:
             for e in error.errors()
         ]
         raise InputError(f"config: {'; '.join(words)} (keys: {', '.join(Family.model_fields)})") from error
-    for name in (*family.studies, *family.recipes, *family.parity):
+    for name in (*family.studies, *family.all_recipes, *family.parity, *family.fetch.ir_datasets, *family.fetch.pairs):
         safe_name(name, "config")
     return family
 

@@ -1,18 +1,23 @@
-"""Download public retrieval data: BEIR collections, and training pairs of MS MARCO.
+"""Download public retrieval data: BEIR collections, those of ir_datasets, and training pairs, as of MS MARCO, from the Hub.
 
-`python workflow/fetch.py beir scifact nfcorpus`, `python workflow/fetch.py pairs --sample 88000`.
+`python workflow/fetch.py config workflow/public.yaml` brings what that file names under `fetch`;
+`python workflow/fetch.py beir scifact nfcorpus`, `python workflow/fetch.py pairs --sample 88000` single ones.
 """
 
 import argparse
 import hashlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pooch
+from config import read_config, read_family
 from tqdm.auto import tqdm
 
-from asymlib.data.collections import text_field, write_lines
+from asymlib.data.collections import load_beir, text_field, write_lines
 from asymlib.errors import InputError, run_command
+from asymlib.files import write_text
 
 BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
 _MD5_LINES = Path(__file__).with_name("beir.md5").read_text().splitlines()  # of the zips, as published in BEIR's README
@@ -46,8 +51,67 @@ def fetch_beir(name: str, to: str | Path = "data/beir", url: str = BEIR_URL) -> 
     return to / name
 
 
-def fetch_pairs(sample: int = 10_000, seed: int = 0, to: str | Path = "", dataset: str = MSMARCO_DATASET) -> Path:
-    """Draw MS MARCO training pairs, for non-commercial research only, from the Hub; returns the JSONL file of them.
+def fetch_ir_dataset(name: str, dataset: str, to: str | Path = "data/beir") -> Path:
+    """Write a data set of ir_datasets, by its id there, to `to/name` in BEIR's layout, when it is whole and can be read.
+
+    Its own files are downloaded, checked and kept by ir_datasets, in IR_DATASETS_HOME (~/.ir_datasets).
+    """
+    import ir_datasets  # reads the list of all data sets, and only this function needs it
+
+    if (folder := Path(to) / name).exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=to) as temporary:
+        made = Path(temporary) / name
+        try:
+            source = ir_datasets.load(dataset)
+            write_lines(
+                made / "corpus.jsonl",
+                ({"_id": doc.doc_id, "title": "", "text": _line(doc)} for doc in source.docs_iter()),
+            )
+            write_lines(made / "queries.jsonl", ({"_id": q.query_id, "text": _line(q)} for q in source.queries_iter()))
+            judged = (f"{row.query_id}\t{row.doc_id}\t{row.relevance}\n" for row in source.qrels_iter())
+            write_text(made / "qrels" / "test.tsv", "".join(["query-id\tcorpus-id\tscore\n", *judged]))
+        except (
+            AttributeError,
+            KeyError,
+            OSError,
+            RuntimeError,
+        ) as error:  # no such set, no judgements, no server, other MD5
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(
+                f"{name}: {dataset} of ir_datasets cannot be had ({reason}); run again, or take it out"
+            ) from error
+        load_beir(made, strict=False, drop_self=False)
+        made.replace(folder)
+    return folder
+
+
+def _line(record: Any) -> str:
+    """The text of a document or query of ir_datasets, on one line."""
+    return " ".join(record.default_text().split())
+
+
+def fetch_config(path: str | Path, to: str | Path = "data", url: str = BEIR_URL) -> Iterator[Path]:
+    """Bring what a config file names under `fetch`, each either whole or not at all, below `to`; gives its places.
+
+    What is there already is left alone, so the same command goes on where it was stopped.
+    """
+    wanted, to = read_family(read_config(path)).fetch, Path(to)
+    for name in wanted.beir:
+        yield fetch_beir(name, to / "beir", url)
+    for name, dataset in wanted.ir_datasets.items():
+        yield fetch_ir_dataset(name, dataset, to / "beir")
+    for name, draw in wanted.pairs.items():
+        file = to / "pairs" / f"{name}.jsonl"
+        yield file if file.exists() else fetch_pairs(to=file, **dict(draw))
+
+
+def fetch_pairs(
+    sample: int = 10_000, seed: int = 0, to: str | Path = "", dataset: str = MSMARCO_DATASET,
+    revision: str = MSMARCO_REVISION, subset: str = "triplet",
+) -> Path:  # fmt: skip
+    """Draw training pairs from the Hub, MS MARCO's for non-commercial research only; returns the JSONL file of them.
 
     The sample is the distinct (query, positive) rows with the smallest SHA-256 of seed, query and passage: uniform,
     independent of the order of rows, and a smaller sample of the same seed is a part of a larger one.
@@ -60,11 +124,10 @@ def fetch_pairs(sample: int = 10_000, seed: int = 0, to: str | Path = "", datase
         raise InputError(f"sample: expected at least 1, found {sample}")
     to = Path(to) if to else Path("data/pairs") / f"msmarco_{sample}_seed{seed}.jsonl"
     try:
-        rows = load_dataset(dataset, "triplet", split="train", revision=MSMARCO_REVISION)  # query, positive, negative
+        rows = load_dataset(dataset, subset, split="train", revision=revision)  # query, positive, negative
         rows = rows.select_columns(["query", "positive"])
     except (OSError, ValueError, DatasetsError) as error:
-        address = f"https://huggingface.co/datasets/{MSMARCO_DATASET}/tree/{MSMARCO_REVISION}"
-        by_hand = f"download 'triplet' and README.md of {address} elsewhere and give their folder with --dataset"
+        by_hand = f"download '{subset}' and README.md of revision {revision} elsewhere and give their folder as dataset"
         own = f"put pairs of your own ({{'query', 'document'}} a line) at {to}"
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{dataset}: cannot be read ({reason}); {by_hand}, or {own}") from error
@@ -81,9 +144,13 @@ def fetch_pairs(sample: int = 10_000, seed: int = 0, to: str | Path = "", datase
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line: fetch BEIR collections, or draw MS MARCO pairs."""
+    """The command line: fetch what a config names, or BEIR collections, or draw MS MARCO pairs."""
     parser = argparse.ArgumentParser(prog="python workflow/fetch.py", description="Download public retrieval data.")
     commands = parser.add_subparsers(dest="command", required=True)
+    config = commands.add_parser("config", help="bring all that a config file names under `fetch`")
+    config.add_argument("path", metavar="FILE", help="e.g. workflow/public.yaml")
+    config.add_argument("--to", default="data", help="folder that gets beir/ and pairs/ (data)")
+    config.add_argument("--url", default=BEIR_URL, help="where BEIR's zips lie, if not at its own address")
     beir = commands.add_parser("beir", help="download BEIR collections, checked against their published MD5")
     beir.add_argument("names", nargs="+", metavar="NAME", choices=BEIR_MD5, help=", ".join(BEIR_MD5))
     beir.add_argument("--to", default="data/beir", help="folder that gets one folder a collection (data/beir)")
@@ -94,8 +161,10 @@ def main(arguments: list[str] | None = None) -> None:
     marco.add_argument("--to", default="", help="JSONL file (data/pairs/msmarco_<sample>_seed<seed>.jsonl)")
     marco.add_argument("--dataset", default=MSMARCO_DATASET, help="Hub id, or a folder of its layout")
     given = vars(parser.parse_args(arguments))
-    if given.pop("command") == "pairs":
+    if (command := given.pop("command")) == "pairs":
         print(fetch_pairs(**given))
+    for place in fetch_config(**given) if command == "config" else ():
+        print(place)
     for name in given.pop("names", []):
         print(fetch_beir(name, **given))
 

@@ -1,10 +1,12 @@
 # Every job of a family: the parameters of its notebook, the files that it must write (its receipt names the others, figures for
 # example, as the job itself noted them), and what it needs.
 PLAN, PROBLEMS = {}, []  # receipt -> (parameters, files, needs); what is wrong with any of them
+USED = {}  # the part of JOBS that this family has
 
 
 def job(study, verb, files, needs, recipe="", **parameters):
     """Note a job with its checked parameters; its receipt."""
+    USED[verb] = JOBS[verb]
     receipt = f"data/runs/{study}/{JOBS[verb]}.json".format(recipe=recipe)
     given = {"study": study} | ({"recipe": recipe} if recipe else {}) | parameters | FAMILY.parameters.get(notebook(verb).stem, {})
     try:
@@ -48,6 +50,20 @@ def there(files, what):
     return files
 
 
+def ranked_apart(study, needs):
+    """The jobs of what is no head on frozen vectors: each ranks its own systems, which 05_evaluation takes in."""
+    made, main = [], study == FAMILY.study
+    if FAMILY.words and study in FAMILY.joined:
+        files = [f"data/runs/{study}/ranked/{system}.{kind}" for system in ("lexical", "lexical-head") for kind in ("parquet", "json")]
+        files += tables(study, "words_ablation.csv words_cost.csv") if main else []
+        given = [FAMILY.studies[name] for name in FAMILY.joined]
+        alone = main and not any(one.get("source") == "target" and not one.get("labels") for one in given)
+        made.append(job(study, "words", files, needs, seeds=FAMILY.seeds, ablation=main, alone=alone))
+    if study in FAMILY.unfrozen:
+        made.append(job(study, "unfrozen_top", tables(study, "unfrozen.csv"), needs, **FAMILY.unfrozen[study]))
+    return made
+
+
 def plan():
     main, prepared, heads = FAMILY.study, {}, {}
     if wrong := sorted(set(FAMILY.parameters) - {notebook(verb).stem for verb in JOBS}):
@@ -62,10 +78,11 @@ def plan():
             PROBLEMS.append(f"{study}: {error}")
         prepared[study] = job(study, "data_prep", files, needs, **FAMILY.studies[study])
     for study in FAMILY.trained:
+        updates = {"updates": FAMILY.updates[study]} if study in FAMILY.updates else {}
         heads[study] = [
             job(study, "train_heads", [f"data/runs/{study}/heads/{recipe}/{name}" for name in ("config.json", "heads.safetensors", "history.parquet")],
-                [prepared[study]], recipe=recipe, seeds=FAMILY.seeds, changes=FAMILY.changes.get(recipe, {}))
-            for recipe in FAMILY.recipes
+                [prepared[study]], recipe=recipe, seeds=FAMILY.seeds, changes=FAMILY.changes.get(recipe, {}), **updates)
+            for recipe in FAMILY.recipes_of(study)
         ]  # fmt: skip
     searched = {study: f"data/runs/{study}/{JOBS['select_head']}.json" for study in FAMILY.search}
     for study, given in FAMILY.search.items():
@@ -75,21 +92,25 @@ def plan():
         needs += [searched[given["recipe_from"]]] if given.get("recipe_from") else []
         heads[study] = heads[study] + [job(study, "select_head", files, [prepared[study], *needs], **given)]
 
-    def systems(study):
-        return {"systems": FAMILY.recipes + ["best-head"] * (study in searched)}
+    ranked = {study: ranked_apart(study, [prepared[study]]) for study in FAMILY.trained}
 
-    wide = {"others": FAMILY.joined[1:]} | systems(main)
-    every = [receipt for study in FAMILY.joined for receipt in heads[study]]
+    def systems(study):
+        return {"systems": FAMILY.recipes_of(study) + ["best-head"] * (study in searched)}
+
+    more = {study: names for study, names in FAMILY.more.items() if study in FAMILY.joined}
+    common = {"systems": FAMILY.recipes + ["best-head"] * (main in searched)} | ({"more": more} if more else {})
+    others = {"others": FAMILY.joined[1:]}
+    every = [receipt for study in FAMILY.joined for receipt in heads[study] + ranked[study]]
     in_domain = any(FAMILY.studies[study].get("labels") for study in FAMILY.joined)
     watched = [receipt for receipt in heads[main] if receipt != searched.get(main)]
     files = "history.parquet attribution.csv case_log.csv trajectory.csv warnings.csv"
-    job(main, "magnitude", tables(main, files), watched, systems=FAMILY.recipes)
+    job(main, "magnitude", tables(main, files), watched, systems=FAMILY.recipes_of(main))
     measured = "systems.csv per_query.parquet recipes.csv contrasts.csv hubness.csv ties.csv length_relevance.csv overlap.csv"
-    judged = job(main, "evaluation", tables(main, measured + " choices.csv" * (main in searched)), every, **wide)
+    judged = job(main, "evaluation", tables(main, measured + " choices.csv" * (main in searched)), every, **others, **common)
     for study in FAMILY.apart:
-        job(study, "evaluation", tables(study, "systems.csv per_query.parquet"), heads[study], **systems(study))
+        job(study, "evaluation", tables(study, "systems.csv per_query.parquet"), heads[study] + ranked[study], **systems(study))
     files = "similarity_matrix.csv checkpoints.csv" + " answers_met.csv" * in_domain
-    job(main, "robustness", tables(main, files), [judged, *every], **wide)
+    job(main, "robustness", tables(main, files), [judged, *every], **others, **systems(main))
     job(main, "ablation", tables(main, "ablations.csv ablation_effects.csv"), [prepared[main]])
     if FAMILY.oracle:
         job(main, "oracle", tables(main, "oracle.csv"), [prepared[main]])

@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from asymlib.data.collections import json_lines, load_beir, same_words, text_field
+from asymlib.data.collections import json_lines, load_beir, same_words, text_field, write_lines
 from asymlib.data.leakage import Rows, keys_of, overlap_keys, tested_keys, without_overlap
 from asymlib.errors import InputError
 from asymlib.pair_vectors import PairVectors
@@ -29,13 +29,17 @@ SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Training or validation pairs: documents[i] is the positive of queries[i]; vectors as of Collection."""
+    """Training or validation pairs: documents[i] is the positive of queries[i]; vectors as of Collection.
+
+    known: further (query, document) texts that were judged relevant, so that the document is no negative of the query.
+    """
 
     name: str
     queries: list[str]
     documents: list[str]
     query_vectors: np.ndarray | None = field(default=None, compare=False, repr=False)
     document_vectors: np.ndarray | None = field(default=None, compare=False, repr=False)
+    known: Rows = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -50,6 +54,13 @@ class Pairs:
         """int64 (N,): the same for the queries."""
         return pd.factorize(np.array(self.queries, dtype=object))[0]
 
+    def known_numbers(self) -> np.ndarray:
+        """int64 (K, 2): query_number and passage of what is known, where both texts are in these pairs."""
+        query, passage = (dict(zip(texts, numbers, strict=True)) for texts, numbers in
+                          ((self.queries, self.query_number), (self.documents, self.passage)))  # fmt: skip
+        numbers = [(query[q], passage[d]) for q, d in self.known if q in query and d in passage]
+        return np.array(numbers, dtype=np.int64).reshape(-1, 2)
+
     def name_of(self, side: str, row: int) -> str:
         """What an error calls the text of a row. side: "query" or "document"."""
         text = (self.queries if side == "query" else self.documents)[row]
@@ -61,22 +72,28 @@ class Pairs:
         return self.query_vectors.any(1) & self.document_vectors.any(1)
 
     def tensors(self) -> PairVectors:
-        """The vectors of the encoded pairs as tensors, with the numbers of passages and queries, for training."""
+        """The vectors of the encoded pairs as tensors, with the numbers of passages and queries and what is known."""
         if not (used := self.encoded).any():
             raise InputError(f"{self.name}: no pair has two vectors that are not zero; expected another encoder")
         arrays = (self.query_vectors, self.document_vectors, self.passage, self.query_number)
-        return PairVectors.of(*(array[used] for array in arrays))
+        made = PairVectors.of(*(array[used] for array in arrays))
+        none = (self.document_vectors[:0], self.passage[:0])
+        return made.with_corpus(*none, self.known_numbers()) if self.known else made
 
 
 @dataclass(frozen=True)
 class Split:
-    """What a pair-maker gives. collections: made of pairs, by name. made_of: what serves as query and document."""
+    """What a pair-maker gives. collections: made of pairs, by name. made_of: what serves as query and document.
+
+    known: as of Pairs, for both parts; None where there are no judgements to know it from.
+    """
 
     train: Rows
     validation: Rows
     counts: dict
     collections: dict[str, Rows] = field(default_factory=dict)
     made_of: str = ""
+    known: Rows | None = None
 
 
 def load_pairs(path: str | Path) -> Pairs:
@@ -92,6 +109,20 @@ def load_pairs(path: str | Path) -> Pairs:
     if not queries:
         raise InputError(f"{path}: holds no pairs")
     return Pairs(path.stem, queries, documents)
+
+
+def write_known(path: Path, split: Split) -> None:
+    """Write what a split knows as numbers of rows, counted from 0 through its training and then its validation pairs."""
+    rows = [*split.train, *split.validation]
+    query, document = ({row[side]: i for i, row in enumerate(rows)} for side in (0, 1))
+    write_lines(path, ({"query": query[q], "document": document[d]} for q, d in split.known))
+
+
+def with_known(path: Path, train: Pairs, validation: Pairs) -> tuple[Pairs, Pairs]:
+    """The two parts of a split with what write_known wrote of it."""
+    queries, documents = train.queries + validation.queries, train.documents + validation.documents
+    known = [(queries[row["query"]], documents[row["document"]]) for _, row in json_lines(path)]
+    return replace(train, known=known), replace(validation, known=known)
 
 
 def training_rows(path: Path, strict: bool | None = None) -> Rows:
@@ -178,12 +209,15 @@ def of_the_tested(
 
     labels: False: no judgement is read, pairs are made of the documents' text alone. Where at least 90 % of the
         documents have a title that no other has, title -> text, else beginning_and_rest. One pair a document.
-        True: the pairs of qrels/train.tsv with a grade above 0, of each query the POSITIVES_A_QUERY best.
+        True: the pairs of qrels/train.tsv with a grade above 0, of each query the POSITIVES_A_QUERY best. What else has
+        such a grade is known, where another pair brings the document in: it is no negative.
     A pair that shares text with a test query is left out and counted, so ArguAna's test queries give no pair.
     Validation: in an order drawn by SEED, whole queries, limit_validation pairs and a tenth of all at most. No training
     pair shares text with one of validation; with labels no query does, but documents may be relevant to both.
     """
+    judged = None
     if labels:
+        judged = _judged_rows(folder, strict=strict)
         rows, made_of = _judged_rows(folder, POSITIVES_A_QUERY, strict), "training judgements"
     else:
         rows, made_of = _text_rows(folder / "corpus.jsonl")
@@ -199,8 +233,19 @@ def of_the_tested(
         "over_the_limit": max(0, len(left) - limit_train),
     }
     why = f"of {len(rows)} pairs made of {made_of} went {removed}; validation takes at most a tenth"
-    _check_enough(folder, left[:limit_train], validation, why)
-    return Split(left[:limit_train], validation, {"removed": removed}, made_of=made_of)
+    train, counts = left[:limit_train], {"removed": removed}
+    _check_enough(folder, train, validation, why)
+    if judged is not None:
+        judged, counts["known"] = _known(judged, {"train": train, "validation": validation})
+    return Split(train, validation, counts, made_of=made_of, known=judged)
+
+
+def _known(judged: Rows, parts: dict[str, Rows]) -> tuple[Rows, dict[str, int]]:
+    """The distinct judged rows that are no pair, but whose texts are in pairs; how many have both in the same part."""
+    queries, documents = ({part: {row[side] for row in rows} for part, rows in parts.items()} for side in (0, 1))
+    asked, there, taken = (set().union(*found) for found in (queries.values(), documents.values(), parts.values()))
+    rows = [row for row in dict.fromkeys(judged) if row[0] in asked and row[1] in there and row not in taken]
+    return rows, {part: sum(q in queries[part] and d in documents[part] for q, d in rows) for part in parts}
 
 
 def _check_enough(where: Path, train: Rows, validation: Rows, why: str) -> None:

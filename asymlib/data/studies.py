@@ -2,6 +2,7 @@
 
     study.json                what the study is made of, its counts and the SHA-256 of every file that it is read from
     train.jsonl, validation.jsonl                pairs
+    known.jsonl               of an in-domain study: further judgements, whose documents are no negatives of their queries
     collections/<name>/       test collections in BEIR's layout, where they are made with the pairs
     encoder.json              the encoder that its texts were given to; their vectors are in data/cache
 
@@ -27,6 +28,7 @@ from asymlib.encoding.encoder import SIDES, EncoderConfig
 from asymlib.errors import InputError
 from asymlib.files import project_path, read_record, safe_name, sha256_file, write_record
 
+KNOWN = "known.jsonl"  # where training judgements make the pairs
 AGAIN = "run 01_data_prep for this study again"
 FORMAT = 1  # raised whenever the pairs that come out of the same files change
 
@@ -131,13 +133,15 @@ def prepare(name: str, source: str, **parameters: object) -> Study:
         stored = _described(folder, lambda path: True)
     if not identity.items() <= stored.items():
         split = plan.make()
-        for file in ("study.json", "encoder.json"):
+        for file in ("study.json", "encoder.json", KNOWN):
             (folder / file).unlink(missing_ok=True)
         shutil.rmtree(folder / "collections", ignore_errors=True)
         for collection, rows in split.collections.items():
             collections.write_beir(folder / "collections" / collection, rows)
         for part, rows in (("train", split.train), ("validation", split.validation)):
             collections.write_lines(folder / f"{part}.jsonl", ({"query": q, "document": d} for q, d in rows))
+        if split.known is not None:
+            pairs.write_known(folder / KNOWN, split)
         files = {file: sha256_file(path) for file, path in _files(identity, folder).items()}
         lines = [f"{sha256}  {file}\n" for file, sha256 in sorted(files.items())]
         lines += [f"drop_self  {test}\n" for test in sorted({*request.drop_self}) if not is_arguana(test)]
@@ -162,7 +166,8 @@ def load(name: str, vectors: bool = True) -> Study:
     tests = {}
     for entry in described["collections"]:
         tests[entry["name"]] = load_beir(_located(entry, folder), "test", entry["strict"], entry["drop_self"])
-    split = (pairs.load_pairs(folder / f"{part}.jsonl") for part in ("train", "validation"))
+    split = [pairs.load_pairs(folder / f"{part}.jsonl") for part in ("train", "validation")]
+    split = pairs.with_known(folder / KNOWN, *split) if KNOWN in described["files"] else split
     study = Study(name, described["track"], described["source"], folder, *split, tests, described["content_sha256"])
     if not vectors:
         return study
@@ -190,7 +195,8 @@ def _located(entry: dict, study_folder: Path) -> Path:
 
 def _files(described: dict, folder: Path) -> dict[str, Path]:
     """Every file that a study is read from, by a name that is the same on every machine."""
-    files = {file: folder / file for file in ("train.jsonl", "validation.jsonl")}
+    parts = ["train.jsonl", "validation.jsonl", *([KNOWN] if described["track"] == "in-domain" else [])]
+    files = {file: folder / file for file in parts}
     for entry in described["collections"]:
         files |= {f"{entry['name']}/{file}": _located(entry, folder) / file for file in collections.FILES}
     return files
