@@ -19,8 +19,10 @@ from asymlib.data import docstrings
 from asymlib.data.collections import Collection
 from asymlib.data.pairs import Pairs
 from asymlib.errors import InputError
+from asymlib.significance import holm
 from asymlib.tools import diagnose as tool
 from asymlib.tools.main import main
+from asymlib.words.block import Block
 
 WORDS = [f"w{i}" for i in range(200)]
 LOUD = np.where(np.arange(200) < 20, 4.0, 1.0)  # one word in ten makes a text's vector long
@@ -127,6 +129,49 @@ def test_length_and_hubs_are_what_a_plain_loop_finds(tmp_path, look, collection)
     assert report["statistics"]["temperature.effective"] == pytest.approx(tau.mean(), rel=1e-5)
 
 
+def test_words_beside_the_vectors_are_what_a_plain_loop_finds(tmp_path, look):
+    model = build(tmp_path / "plain", vectors_of_words(), similarity_fn_name="dot")
+    texts = pairs(80)
+    named = [
+        (f"{q} rare{i}", f"{d} rare{i}") for i, (q, d) in enumerate(zip(texts.queries, texts.documents, strict=True))
+    ]
+    collection = tool.of_pairs(Pairs("named", *map(list, zip(*named, strict=True))))
+    report, found = look(tmp_path / "plain", collection)
+    block = Block.fit(collection.documents)
+    q, d = (block.join(side, getattr(model, f"encode_{side}")(part), part) for side, part in
+            (("query", collection.queries), ("document", collection.documents)))  # fmt: skip
+    places = [(row > row[i]).sum() + 1 for i, row in enumerate(q @ d.T)]  # answer i is document i
+    expected = np.mean([1 / np.log2(place + 1) if place <= 10 else 0 for place in places])
+    words, row = report["words"], found["words", ""]
+    assert words["lexical"]["value"] == pytest.approx(expected, abs=1e-6)
+    assert words["bm25"]["value"] > 0.99 and words["against"] in ("dot", "cosine")
+    alone = report["similarities"][words["against"]]["value"]
+    assert alone == max(report["similarities"][name]["value"] for name in ("dot", "cosine"))
+    assert row["value"] == pytest.approx(expected - alone, abs=1e-6)
+    assert words["lexical"]["difference"] == {"value": row["value"], "low": row["low"], "high": row["high"]}
+    assert row["verdict"] == "information" and row["p_holm"] == row["p"] < 0.05
+    wrongs = [one for one in report["findings"] if "p" in one and one["rule"] != "words"]
+    assert [one["p_holm"] for one in wrongs] == pytest.approx(holm(np.array([one["p"] for one in wrongs])), abs=1e-9)
+    text, page = tool.summary(report), tool.page(report)
+    assert "information: Words that the vectors miss\n" in text and "asymlib lexical" in text
+    assert (
+        f"nDCG@10 with words {expected:.4f}" in text
+        and f"{row['value']:+.4f}" in page
+        and "of BM25, words alone" in page
+    )
+
+
+def test_words_that_find_nothing_are_no_finding(tmp_path, look):
+    weights = np.vstack([vectors_of_words()[:100]] * 2)  # w100 means what w0 means
+    build(tmp_path / "synonyms", weights)
+    rng = np.random.default_rng(0)
+    documents = [rng.choice(100, 12, replace=False) for _ in range(100)]
+    queries = [" ".join(f"w{i + 100}" for i in rng.choice(words, 4, replace=False)) for words in documents]
+    texts = Pairs("synonyms", queries, [" ".join(f"w{i}" for i in words) for words in documents])
+    report, found = look(tmp_path / "synonyms", tool.of_pairs(texts))
+    assert found["words", ""]["verdict"] == "fine" and report["words"]["bm25"]["difference"]["high"] < 0
+
+
 def test_cohens_d_by_hand():
     # lengths 1, 2, 4, 5; of 1 query the last two are chosen: means 4.5 and 1.5, squares .25 * 4 = 1, sd sqrt(1/4) = .5
     assert tool.cohens_d(np.array([1.0, 2, 4, 5]), np.array([0, 0, 1, 1]), 1) == pytest.approx(6)
@@ -175,14 +220,14 @@ def test_a_healthy_model_is_healthy_and_leaves_with_0(tmp_path, capsys):
         and "nothing found beyond chance; all similarities rank these 300" in shown
     )
     report = json.loads(files[0].read_text())
-    assert {row["verdict"] for row in report["findings"]} == {"fine"}
-    assert {row["rule"] for row in report["findings"]} == {
+    assert {row["rule"] for row in report["findings"] if row["verdict"] == "fine"} == {
         "similarity",
         "cut",
         "zero",
         "own",
         "cone",
     }  # lengths are all 1
+    assert [row["rule"] for row in report["findings"] if row["verdict"] == "information"] == ["words"]
     assert report["declared"] is not None and report["store"].startswith("inner product: all vectors have the same")
     assert "Nothing found beyond chance; all similarities" in files[1].read_text()
 
@@ -339,6 +384,8 @@ def test_the_page_stands_alone_and_shows_every_rule(tmp_path, look):
         "Vector length",
         "Results by vector length",
     ]
+    labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
+    assert labels == ["cosine", "dot, in use", "euclidean", "with words", "BM25"]
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,25 @@ def test_a_base_with_routes_and_one_that_is_cut_to_some_dimensions(tmp_path, con
             np.testing.assert_allclose(way(texts), expected, atol=1e-5)
 
 
+def test_a_head_and_the_whitening_after_it_are_one_dense_layer(tmp_path, config, cache):
+    head = trained("linear", "both")
+    documents = ours(head, config, cache, DOCUMENTS, "document")
+    whitening = heads.soft_whitening(documents, 0.3)
+    recipe = Recipe(name="r", similarity="cosine")
+    model = load(export(tmp_path / "model", config, recipe, heads.compose(head, whitening), {}))
+    expected = heads.project(whitening, "document", documents)
+    np.testing.assert_allclose(model.encode_document(DOCUMENTS), expected, rtol=1e-4, atol=1e-4)
+    structure = json.loads((tmp_path / "model" / "2_Router" / "router_config.json").read_text())["structure"]
+    assert structure == {"query": ["query_0_Dense"], "document": ["document_0_Dense"]}
+
+
+def test_a_learnt_power_of_the_length_is_refused_in_one_sentence(tmp_path, config):
+    parameters = heads.start_heads("linear", "identity", "both", DIM, 0, exponents=True)
+    with pytest.raises(InputError, match=r"export: query\.exponent, a power of a vector's length, is no module"):
+        export(tmp_path / "model", config, Recipe(name="r"), parameters, {})
+    assert not (tmp_path / "model").exists()
+
+
 def test_soft_whitening_is_a_dense_layer(tmp_path, config, cache):
     documents = encode(DOCUMENTS, config, cache, progress=False, side="document")
     parameters = heads.soft_whitening(documents, 0.5)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,27 +18,34 @@ from asymlib.encoding.encoder import EncoderConfig
 from asymlib.errors import InputError
 from asymlib.evaluate import METRIC, Qrels, rank
 from asymlib.recipes import Recipe
+from asymlib.selection.search import OWN, ValidationSet
 from asymlib.tools import fit as tool
+from asymlib.tools import lexical
 from asymlib.tools.fit import MET, SELECT, TEST, TRAIN, compare, fit, split
 from asymlib.tools.main import main, parser_of
+from asymlib.words.block import Block, LexicalEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOPICS, NOISE, DIM = 60, 60, 24
 
 
 def build_encoder(folder, similarity=None):
-    """Words of topics lie in 12 dimensions, loud words that mean nothing in 12 others: a head can turn these down."""
+    """Words of topics lie in 12 dimensions, loud words that mean nothing in 12 others: a head can turn these down.
+
+    A topic has one word in queries and another in documents, with the same vector: no search by words finds it.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = ["?", *(f"t{i}" for i in range(TOPICS)), *(f"n{i}" for i in range(NOISE))]
+    words = ["?", *(f"{word}{i}" for word in "tsn" for i in range(TOPICS if word in "ts" else NOISE))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     weights = np.random.default_rng(0).standard_normal((len(words), DIM)).astype(np.float32)
     weights[0] = 0
-    weights[: TOPICS + 1, DIM // 2 :] = 0
-    weights[TOPICS + 1 :, : DIM // 2] = 0
+    weights[TOPICS + 1 : 2 * TOPICS + 1] = weights[1 : TOPICS + 1]
+    weights[: 2 * TOPICS + 1, DIM // 2 :] = 0
+    weights[2 * TOPICS + 1 :, : DIM // 2] = 0
     module = StaticEmbedding(tokenizer, embedding_weights=1.5 * weights)
     SentenceTransformer(modules=[module], similarity_fn_name=similarity, device="cpu").save(str(folder))
     return EncoderConfig(str(folder), device="cpu")
@@ -55,14 +63,19 @@ def quick(monkeypatch):
     monkeypatch.setattr(tool, "UPDATES", 40)
 
 
-def some_pairs(count, noise, queries=1):
-    """(query, document), `queries` of each document: three topics in both, and in each `noise` words that mean nothing."""
+def some_pairs(count, noise, queries=1, named=False):
+    """(query, document), `queries` of each document: three topics in both, and in each `noise` words that mean nothing.
+
+    named: the query says one topic, and a rare word of the document, which the encoder does not know.
+    """
     rng = np.random.default_rng(0)
     found = []
     for serial in range(count):
-        topics = [f"t{i}" for i in rng.choice(TOPICS, 3, replace=False)]
-        document, *asked = ([*topics, *(f"n{i}" for i in rng.choice(NOISE, noise))] for _ in range(1 + queries))
+        topics = rng.choice(TOPICS, 3, replace=False)
+        said = [[f"{'s' if i else 't'}{topic}" for topic in topics] for i in range(1 + queries)]
+        document, *asked = ([*words, *(f"n{i}" for i in rng.choice(NOISE, noise))] for words in said)
         filler = [f"x{serial:04d}"] * 30  # no word of the encoder's, but more than 120 letters
+        asked = [[query[0], filler[0]] for query in asked] if named else asked
         found += [
             (" ".join([*query, f"q{len(found) + i}"]), " ".join([*document, *filler])) for i, query in enumerate(asked)
         ]
@@ -140,8 +153,9 @@ def test_compare_by_hand():
     import torch
 
     head = {name: torch.tensor(value, dtype=torch.float32) for name, value in head.items()}
-    systems = {"frozen": (Recipe(name="a", head="none"), {}), "head": (Recipe(name="b", sides="query"), head)}
-    table = compare(frame, [queries, documents], systems).set_index(["answers", "system"])
+    own = [queries, documents]
+    systems = {"frozen": (Recipe(name="a", head="none"), {}, own), "head": (Recipe(name="b", sides="query"), head, own)}
+    table = compare(frame, systems).set_index(["answers", "system"])
     # q0 finds 0 at rank 1, q1 finds 1 at rank 2: their group has (1 + 1/log2(3)) / 2; q2 finds 3 at rank 4, the head at 1
     group, last = (1 + 1 / np.log2(3)) / 2, 1 / np.log2(5)
     assert table.loc[("all", "frozen"), METRIC] == pytest.approx(group)
@@ -202,6 +216,66 @@ def test_nothing_better_is_exit_code_3_and_no_folder(tmp_path, encoder, quick, c
     assert "nothing beats the frozen encoder" in out and "not met" in out
     assert re.search(r"was the best of the others: [+-]0\.\d{4} \[.*\] on 67 queries; about 0\.\d{4} or more", out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "pairs.jsonl"]
+
+
+def test_words_that_the_encoder_does_not_know_are_exported_and_rank_alike_in_a_fresh_object(tmp_path, encoder, quick):
+    pairs = some_pairs(450, 3, named=True)
+    cache = tmp_path / "cache"
+    model, results = fit(write(tmp_path / "pairs.jsonl", pairs), encoder, tmp_path / "words", cache=cache)
+    table = results.set_index(["answers", "system"])
+    assert results.loc[results["chosen"], "system"].unique().tolist() == ["lexical"]
+    assert table.loc[("all", "lexical"), "low"] > 0.1 and table.loc[("all", "head"), "low"] < 0.1
+    gain = f"{table.loc[('all', 'lexical'), 'difference']:+.4f}"
+    said, use = results.attrs["notes"]
+    assert said.startswith("lexical (1,536 dimensions of words, weight ") and f"): {gain} [" in said
+    assert use == lexical.USE and "LexicalEncoder.load" in use
+    frame = parts_of(pairs)
+    test = frame[frame["part"] == TEST]
+    one = LexicalEncoder.load(model, cache)
+    q, d = one.encode_query(list(test["query"])), one.encode_document(list(frame["document"]))
+    assert d.shape == (450, DIM + 1536)
+    names = {"doc_ids": [str(i) for i in frame.index], "query_ids": [str(i) for i in test.index]}
+    qrels = Qrels("t", **names, qrels={str(i): {str(i): 1} for i in test.index})
+    assert rank(qrels, q, d, "dot", None).mean() == pytest.approx(table.loc[("all", "lexical"), METRIC], abs=1e-6)
+    card = (model / "README.md").read_text()
+    assert "LexicalEncoder.load" in card and "Plain Sentence Transformers cannot load" in card
+    told = json.loads(card.split("```json\n")[1].split("```")[0])
+    assert told["select"]["lexical"] > told["select"]["head"] and told["lengths"]["document"]["count"] == 450
+
+
+def test_a_block_is_chosen_by_its_rank_on_select_alone():
+    # two queries of two words; the long document says both words of query 0 but is not its answer, and with its length
+    # kept it wins over the short one, which says one of them: only exponent 1 is right. The vectors say nothing.
+    documents = ["alpha beta " * 4 + "gamma delta " * 8, "alpha beta", "epsilon zeta", "eta theta"]
+    texts = ValidationSet(OWN, None, np.array(["alpha beta", "epsilon zeta"], object), np.array(documents, object))
+    qrels = Qrels("s", list("abcd"), ["x", "y"], {"x": {"b": 1}, "y": {"c": 1}})
+    frozen = ValidationSet(OWN, qrels, np.ones((2, 3), np.float32), np.ones((4, 3), np.float32))
+    block, score = lexical.choose(Block.fit(documents, k1=100.0, b=0.0), frozen, texts)
+    assert score == 1 and (block.weight, block.exponent) == (0.2, 1)
+    assert lexical.settings(block) == "1,536 dimensions of words, weight 0.2, exponent of document length 1"
+
+
+def test_the_words_of_a_corpus_are_saved_without_a_pair(tmp_path, encoder, capsys, monkeypatch):
+    corpus, out = tmp_path / "corpus.jsonl", tmp_path / "made" / "words"
+    write_lines(corpus, [{"_id": str(i), "title": f"t{i}", "text": f"name{i}" if i else ""} for i in range(20)])
+    there = Path(encoder.model)
+    monkeypatch.chdir(there.parent)
+    options = {"--encoder": there.name, "--max-length": "30", "--weight": "0.3", "--out": str(out)}
+    asked = ["lexical", str(corpus), *(word for option in options.items() for word in option)]
+    assert main(asked) == 0
+    assert capsys.readouterr().out.splitlines()[0] == str(out)
+    monkeypatch.chdir(tmp_path)
+    one = LexicalEncoder.load(out, tmp_path / "cache")
+    assert one.encoder.max_length == 30 and (one.block.weight, one.block.exponent) == (0.3, 0)
+    documents = one.encode_document(["t1 name1", "t2 name2", "later"])  # a word that came later has the largest idf
+    scores = one.encode_query(["name2", "later"]) @ documents.T
+    assert scores.argmax(1).tolist() == [1, 2]
+    assert "No results were given" in (out / "README.md").read_text()
+    with pytest.raises(InputError, match="holds something already"):
+        main(asked)
+    write_lines(corpus, [{"_id": "a", "title": "", "text": "a !"}])
+    with pytest.raises(InputError, match="none of them has a word"):
+        main([*asked[:-1], str(tmp_path / "other")])
 
 
 def test_frozen_is_ranked_with_its_own_similarity_against_the_whole_corpus(tmp_path, quick):
@@ -275,7 +349,8 @@ def test_a_query_that_is_a_document_does_not_find_itself():
     # queries 0 and 1 are the texts of documents 1 and 0; each is the other's answer and nearest to itself
     queries, documents = np.float32([[1, 0], [0.6, 0.8]]), np.float32([[0.6, 0.8], [1, 0], [0, 1]])
     frame = pd.DataFrame({"id": ["1", "0"], "q": [0, 1], "d": [0, 1], "group": [0, 1], "part": [TEST, TEST]})
-    table = compare(frame, [queries, documents], {"frozen": (Recipe(name="a", head="none", similarity="cosine"), {})})
+    frozen = Recipe(name="a", head="none", similarity="cosine")
+    table = compare(frame, {"frozen": (frozen, {}, [queries, documents])})
     # query 0 finds document 0 first; query 1 has 0.8 with document 2 and 0.6 with its answer, which is second
     assert table.loc[0, METRIC] == pytest.approx((1 + 1 / np.log2(3)) / 2)
 
@@ -307,10 +382,10 @@ def test_an_encoder_by_name_takes_its_own_length(tmp_path, encoder, monkeypatch)
     assert name(1, 450) == f"{corpus}:1" and name(0, 2) == f"{pairs}, distinct query 3"
 
 
-@pytest.mark.parametrize("name", ["fit", "export"])
+@pytest.mark.parametrize("name", ["fit", "export", "lexical"])
 def test_the_example_of_the_help_can_be_parsed(name):
     from importlib import import_module
 
     example = import_module(f"asymlib.tools.{name}").EXAMPLE
     options = parser_of(name).parse_args(example.split()[1:])
-    assert options.out and options.seed == 0
+    assert options.out and getattr(options, "seed", 0) == 0

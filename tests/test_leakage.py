@@ -1,11 +1,20 @@
 """What counts as the same text: keys of both ends, near-equal documents against the definition, equal questions."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asymlib.data.collections import Collection, same_words
-from asymlib.data.leakage import NEAR_DUPLICATE, near_duplicates, overlap, overlap_keys, without_overlap
+from asymlib.data.leakage import (
+    NEAR_DUPLICATE,
+    met_in_training,
+    near_duplicates,
+    overlap,
+    overlap_keys,
+    without_overlap,
+)
 from tests.test_collections import prose
 
 
@@ -20,6 +29,23 @@ def test_overlap_counts_texts_that_start_or_end_alike():
         "documents": 4,
         "documents_in_training": 2,
         "documents_share": 0.5,
+    }
+
+
+def test_queries_are_grouped_by_the_answers_and_topics_that_training_met():
+    qrels = {"a": {"1": 1, "3": 2}, "b": {"2": 1, "1": 0}, "c": {"3": 1}, "d": {"2": 1, "gone": 1}, "e": {"1": 1}}
+    angles = np.radians([80, 1, 60, 89, 30])  # from the nearest training query: at 0 and, longer, at 180 degrees
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    test = Collection("test", list("123"), ["one", "two", "three"], list("abcde"), list("abcde"), qrels)
+    test = replace(test, query_vectors=vectors)
+    training = np.array([[1, 0], [-9, 0]], dtype=np.float32)
+    groups = met_in_training(training, ["one", "not tested", "one"], test)
+    assert {name: "".join(np.array(list("abcde"))[inside]) for name, inside in groups.items()} == {
+        "met in training": "ae",
+        "not met": "bcd",  # a grade of 0 and a document that is not there answer nothing
+        "near topic": "be",
+        "far topic": "acd",
+        "not met, far topic": "cd",
     }
 
 

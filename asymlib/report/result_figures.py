@@ -17,7 +17,7 @@ from asymlib.report.claims import SIGNIFICANT, p_text, percent
 from asymlib.report.style import BASELINE_LINE, BLACK, INK, PALE
 
 NDCG = METRIC.replace("ndcg", "nDCG")
-NEAR = 10  # percent of the baseline within which systems stand in a panel of their own
+NEAR = 10  # percent of the baseline: systems that fall further stand in a panel of their own
 FROZEN = {"label": "frozen encoder", **BASELINE_LINE}
 NO_SCORE = "no finite score"
 
@@ -33,11 +33,11 @@ def _averages(table: pd.DataFrame) -> pd.DataFrame:
 def _blocks(rows: pd.DataFrame, by: pd.Series, titles: Sequence[str], width: float) -> tuple:
     """Rows by the change of their system, highest first, panels for them, where each system stands, and a note on the scales.
 
-    Systems all within NEAR % and the others are two blocks of panels, one a title, each block of its own scale.
+    Systems that fall by more than NEAR % somewhere are a second block of panels, one a title, of a scale of its own.
     """
     order = by.sort_values(ascending=False, kind="stable").index
     rows = rows.sort_values("system", key=lambda names: names.map(order.get_loc), kind="stable")
-    far = set(rows["system"][~(rows["delta_percent"].abs() <= NEAR)])
+    far = set(rows["system"][~(rows["delta_percent"] >= -NEAR)])
     blocks = [block for block in ([n for n in order if n not in far], [n for n in order if n in far]) if block]
     figure = style.Figure(width, sum(map(len, blocks)) * style.ROW + 0.33 * len(blocks) + 0.75)
     heights = [len(block) + 0.6 for block in blocks]
@@ -59,9 +59,9 @@ def _blocks(rows: pd.DataFrame, by: pd.Series, titles: Sequence[str], width: flo
 def systems_forest(table: pd.DataFrame) -> style.Drawn:
     """Difference of each system to the frozen encoder in % of it with its paired 95 % interval, highest first.
 
-    table: rows of systems.csv, of which METRIC and dataset 'average' are drawn, one column of panels a track. Systems within
-    NEAR % of the frozen encoder stand in an upper panel of larger scale. Right margin: mean (of one track), change, p. A
-    filled mark and a star: p < 0.05; 'tied': not.
+    table: rows of systems.csv, of which METRIC and dataset 'average' are drawn, one column of panels a track. Systems more
+    than NEAR % below the frozen encoder stand in a lower panel of smaller scale. Right margin: mean (of one track), change, p.
+    A filled mark and a star: p < 0.05; 'tied': not.
     shown: track, system, mean, baseline, delta_percent, low_percent, high_percent, p_value, p_raw.
     """
     rows = _averages(table)

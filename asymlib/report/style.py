@@ -56,6 +56,19 @@ SYSTEM_STYLE: dict[str, Look] = {
     "whitened": _look("#882255", "*", DASH_DOT),
     "best-head": _look("#7800F0", "p"),
 }
+OLIVE, MAGENTA = "#808000", "#E0119D"
+KIN = {  # a family's colour, and the marker of what else differs: the similarity, the head under the whitening
+    VERMILLION: {"asym-dot-iso01": "d", "asym-dot-iso0": "h", "asym-gamma": "8"},
+    SKY: {"asym-cos-iso01": "d", "asym-cos-iso0": "h"},
+    BLUE: {"identity-dot": "o", "identity-cos": "^", "identity-qnorm": "v", "identity-dnorm": "<"}
+    | {"identity-gamma": "8", "llamaindex-adapter": ">"},
+    SYSTEM_STYLE["whitened"]["color"]: {"best-head-whitened": "p", "asym-cos-identity-whitened": "D"},
+    OLIVE: {"bm25": "s", "hybrid": "D", "lexical": "o", "lexical-normalised": "v", "lexical-head": "P"}
+    | {"lexical-head-normalised": "X"},
+    MAGENTA: {"unfrozen-top-1-dot": "o", "unfrozen-top-1-cosine": "^", "unfrozen-top-2-dot": "v"}
+    | {"unfrozen-top-2-cosine": "D"},
+}
+SYSTEM_STYLE |= {name: _look(color, marker) for color, kin in KIN.items() for name, marker in kin.items()}
 NEUTRAL_STYLES = [
     _look(color, marker, line) for color, line in (("#5F5F5F", "-"), ("#9A9A9A", DASHED)) for marker in "dh8H"
 ]

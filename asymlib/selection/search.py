@@ -51,10 +51,12 @@ class ValidationSet:
 def own_validation(study: Study) -> ValidationSet:
     """The study's distinct validation queries against all of its distinct validation and training documents.
 
-    Relevant (grade 1) is every document that a pair, of either split, joins to the same query text.
+    Relevant (grade 1) is every document that a pair, of either split, or a further judgement joins to the same query text.
     """
     first, second = study.validation, study.train
-    texts = {"query": [*first.queries, *second.queries], "document": [*first.documents, *second.documents]}
+    known_queries, known_documents = zip(*first.known, strict=True) if first.known else ((), ())
+    texts = {"query": [*first.queries, *second.queries, *known_queries],
+             "document": [*first.documents, *second.documents, *known_documents]}  # fmt: skip
     pairs = pd.DataFrame(texts, dtype=object)
     documents, queries = pairs["document"].drop_duplicates(), pairs["query"][: len(first)].drop_duplicates()
     doc_id, query_id = ({text: str(i) for i, text in enumerate(distinct)} for distinct in (documents, queries))

@@ -26,6 +26,8 @@ from asymlib.files import read_json, write_json, write_text
 from asymlib.report import style
 from asymlib.tools.compare import detectable
 from asymlib.tools.export import STORED, declared_similarity, encoder_of
+from asymlib.words.block import Block
+from asymlib.words.bm25 import BM25
 
 EXAMPLE = "asymlib diagnose all-MiniLM-L6-v2 --html diagnosis.html"
 HERE = Path(__file__).parent
@@ -64,7 +66,8 @@ def diagnose(
 
     model: the embedded encoder, a Hub id or a folder. collection: None is docstring_collection(). max_length: in tokens, None
     is the model's own. Returns plain values, as the JSON file holds them: what was measured, and `findings`, a row for each
-    rule that applies: rule, of, value, low, high, p, p_holm (over all tests), verdict (wrong, note or fine), evidence, advice.
+    rule that applies: rule, of, value, low, high, p, p_holm (over all tests of what may be wrong; that of information is alone),
+    verdict (wrong, note, information or fine), evidence, advice.
     """
     declared = declared_similarity(find_folder(EncoderConfig(model)))
     collection, used = collection or docstring_collection(), declared or "cosine"
@@ -87,6 +90,8 @@ def diagnose(
         vectors, _ = encode_lists(lists, SIDES, prompted, *how)
         better = evaluate.rank(collection.judgements, *vectors, used, None).metrics([evaluate.METRIC])
         findings.append(_paired("prompts", better[evaluate.METRIC], ndcg[used], family))
+    words, gained = _words(collection, q, d, ndcg, max((used, "cosine"), key=lambda name: ndcg[name].mean()))
+    findings.append(gained)
     lengths = {side: _lengths(vectors) for side, vectors in zip(SIDES, (q, d), strict=True)}
     varies = {side: length["cv"] >= VARIES for side, length in lengths.items()}
     by_length, tested = _by_length(rankings[used], *right, used != "cosine" and varies["document"])
@@ -96,7 +101,8 @@ def diagnose(
         "prompts": encoder.prompts, "family": family, "asked": asked,
         "drop_self": collection.drop_self, "self_matches": collection.self_matches, "tolerated": collection.tolerated,
         "own_results": 0 if collection.drop_self else collection.self_matches,
-        "similarities": {name: _mean(values) for name, values in ndcg.items()}, "lengths": lengths, **by_length,
+        "similarities": {name: _mean(values) for name, values in ndcg.items()}, "words": words,
+        "lengths": lengths, **by_length,
         "hubness": rankings[used].hubness(DEPTH),
         "statistics": _statistics(q, d, right, collection.judgements.exclude, used),
         "cut": dict(zip(SIDES, share_cut(lists, SIDES, config), strict=True)),
@@ -129,6 +135,19 @@ def _paired(rule: str, a: np.ndarray, b: np.ndarray, of: str = "") -> dict:
     p = significance.paired_randomization_test(a, b).item()
     least = detectable(pd.Series(a - b, pd.Index([""] * len(a), name="dataset")))
     return {"rule": rule, "of": of, **_mean(a - b), "p": p, "a": a.mean(), "b": b.mean(), "detectable": least}
+
+
+def _words(collection: Collection, q: np.ndarray, d: np.ndarray, dense: dict, against: str) -> tuple[dict, dict]:
+    """nDCG@10 with the documents' block beside the vectors, and of BM25, each also less dense[against]; and the finding."""
+    qrels, queries, documents = collection.judgements, collection.queries, collection.documents
+    block, bm25, found = Block.fit(documents), BM25(documents), {"against": against}
+    joined = block.join("query", q, queries), block.join("document", d, documents)
+    by_words = evaluate.rank_scores(qrels, lambda rows: bm25.scores(queries[rows]))
+    for name, ranking in (("bm25", by_words), ("lexical", evaluate.rank(qrels, *joined, "dot", None))):
+        ndcg = ranking.metrics([evaluate.METRIC])[evaluate.METRIC]
+        found[name] = _mean(ndcg) | {"difference": _mean(ndcg - dense[against])}
+    found |= {"weight": block.weight, "dimensions": block.dimensions}
+    return found, _paired("words", ndcg, dense[against])
 
 
 def _lengths(vectors: np.ndarray) -> dict:
@@ -184,13 +203,14 @@ def _judge(report: dict) -> None:
     findings, rules = report["findings"], KNOWN["rules"]
     asked = [name for name, rule in rules.items() if "at" in rule and report["used"] not in rule.get("unless", ())]
     findings += [{"rule": name, "of": "", "value": reduce(dict.get, rules[name]["at"], report)} for name in asked]
-    adjusted = significance.holm(np.array([finding.get("p", math.nan) for finding in findings]))
-    for finding, p in zip(findings, adjusted, strict=True):
-        rule, value = rules[finding["rule"]], finding["value"]
+    kinds = [rules[finding["rule"]]["kind"] for finding in findings]
+    of_wrong = [f.get("p", math.nan) if kind == "wrong" else math.nan for f, kind in zip(findings, kinds, strict=True)]
+    for finding, kind, p in zip(findings, kinds, significance.holm(np.array(of_wrong)), strict=True):
+        rule, value, p = rules[finding["rule"]], finding["value"], finding["p"] if kind == "information" else p
         size = abs(value) if "either_way" in rule else value
         holds = size > rule["above"] if "above" in rule else size <= rule["at_most"]
-        bad = holds and (not rule["wrong"] or p < LEVEL)
-        finding |= {"p_holm": p, "verdict": ("wrong" if rule["wrong"] else "note") if bad else "fine"}
+        bad = holds and (kind == "note" or p < LEVEL)
+        finding |= {"p_holm": p, "verdict": kind if bad else "fine"}
         finding |= {"evidence": rule["evidence"].format(**report | finding), "advice": rule["advice"] if bad else ""}
 
 
@@ -216,14 +236,14 @@ def page(report: dict) -> str:
 
 
 def figure(report: dict) -> style.Figure:
-    """nDCG@10 of each similarity, lengths of both sides, and what documents of each length are found and right."""
+    """nDCG@10 of each similarity and with words, lengths of both sides, and what documents of each length are found and right."""
     with matplotlib.style.context(style.STYLE_SHEET, after_reset=True):
         drawn, (scores, lengths, deciles) = style.panels(["nDCG@10", "Vector length", "Results by vector length"], 1.7)
-        found = report["similarities"]
+        found = report["similarities"] | {"with words": report["words"]["lexical"], "BM25": report["words"]["bm25"]}
+        looks = style.looks(found, style.SIMILARITY_STYLE)
         for y, (name, row) in enumerate(found.items()):
             error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-            look = style.SIMILARITY_STYLE[name] | {"linestyle": ""}
-            scores.errorbar(row["value"], y, xerr=error, elinewidth=1, **look)
+            scores.errorbar(row["value"], y, xerr=error, elinewidth=1, **looks[name] | {"linestyle": ""})
         style.text_rows(scores, [f"{name}, in use" if name == report["used"] else name for name in found])
         scores.set_xlabel("mean over queries, 95 % interval")
         for side, color, line in (("query", style.ORANGE, style.DASHED), ("document", style.BLUE, "-")):

@@ -4,7 +4,9 @@ import json
 import os
 import tempfile
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -40,6 +42,8 @@ def export(
     from sentence_transformers.base.modules import Dense, Router
 
     folder = check_new(folder)
+    if learnt := [name for name in parameters if name.endswith(".exponent")]:
+        raise InputError(f"export: {learnt[0]}, a power of a vector's length, is no module of Sentence Transformers")
     config = encoder_of(encoder)
     found = find_encoder(config)
     model = load_model(found.folder, found.key, found.config.max_length, "float32", "cpu")
@@ -54,16 +58,24 @@ def export(
     whole.default_prompt_name = "document" if found.prompts["document"] else None
     whole.similarity_fn_name = "dot" if recipe.similarity in ("qnorm", "dnorm") else recipe.similarity
     about = {"recipe": recipe.to_dict(), "identity": found.identity, **origin}
+    told = {"recipe": recipe.name, "similarity": whole.similarity_fn_name}
+    return write_folder(folder, partial(whole.save, create_model_card=False), found.config, about, CARD, told)
+
+
+def write_folder(
+    folder: Path, save: Callable[[str], None], encoder: EncoderConfig, origin: dict, card: str, told: dict[str, str]
+) -> Path:  # fmt: skip
+    """A new folder with what `save` writes into a path, and its card, filled in with origin and told: whole, or not there."""
+    about = dict(origin)
     results = pd.DataFrame(about.pop("results", ["No results were given: measure it before use."]))
-    text = CARD.format(
-        name=folder.name, model=Path(found.config.model).name, recipe=recipe.name, similarity=whole.similarity_fn_name,
-        length=found.config.max_length, origin=json.dumps(about, indent=2),
+    text = card.format(
+        name=folder.name, model=Path(encoder.model).name, length=encoder.max_length, origin=json.dumps(about, indent=2),
         means="Means over the study's seeds, of which this model is one:" if "seeds" in results else "Results:",
-        results=results.to_string(index=False, header=len(results.columns) > 1, float_format="%.4f"),
+        results=results.to_string(index=False, header=len(results.columns) > 1, float_format="%.4f"), **told,
     )  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        whole.save(f"{temporary}/model", create_model_card=False)
+        save(f"{temporary}/model")
         Path(temporary, "model", "README.md").write_text(text, encoding="utf-8")
         os.replace(f"{temporary}/model", folder)
     return folder
@@ -74,6 +86,19 @@ def encoder_of(encoder: EncoderConfig | str) -> EncoderConfig:
     if isinstance(encoder, EncoderConfig):
         return encoder
     return EncoderConfig(encoder, max_length=longest(EncoderConfig(encoder)))
+
+
+def add_encoder(parser: ArgumentParser) -> None:
+    """The arguments that encoder_config reads."""
+    parser.add_argument("--encoder", required=True, help="a folder that Sentence Transformers saved, or a Hub id")
+    parser.add_argument("--max-length", type=int, help="tokens a text is cut to; left out: the model's own")
+    parser.add_argument("--query-prompt", help="put before every query; left out: the model's own")
+    parser.add_argument("--document-prompt", help="put before every document; left out: the model's own")
+
+
+def encoder_config(options: Namespace) -> EncoderConfig:
+    config = EncoderConfig(options.encoder, None, options.query_prompt, options.document_prompt)
+    return replace(config, max_length=longest(config) if options.max_length is None else options.max_length)
 
 
 def declared_similarity(folder: Path) -> str | None:

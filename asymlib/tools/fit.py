@@ -1,7 +1,6 @@
-"""Pairs in, a better model folder out: a head is exported only if queries that nothing was chosen on say that it is better."""
+"""Pairs in, a better model folder out: one is written only if queries that nothing was chosen on say that it is better."""
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from asymlib import heads
-from asymlib.data.collections import json_lines, same_words, text_field
+from asymlib.data.collections import same_words
 from asymlib.data.leakage import keys_of, overlap_keys
 from asymlib.data.pairs import MIN_PAIRS, Pairs, load_pairs
 from asymlib.encoding.encode import encode_lists
-from asymlib.encoding.encoder import SIDES, EncoderConfig, find_folder, longest
+from asymlib.encoding.encoder import SIDES, EncoderConfig, find_folder
 from asymlib.errors import InputError
 from asymlib.evaluate import DEPTH, METRIC, Qrels, rank
 from asymlib.files import sha256_file
@@ -22,13 +21,17 @@ from asymlib.pair_vectors import PairVectors
 from asymlib.recipes import IDENTITY, Recipe
 from asymlib.selection import search
 from asymlib.significance import bootstrap_interval
+from asymlib.tools import lexical
 from asymlib.tools.compare import detectable
-from asymlib.tools.export import check_new, declared_similarity, encoder_of, export
+from asymlib.tools.export import add_encoder, check_new, declared_similarity, encoder_config, encoder_of, export
+from asymlib.words.block import Block
 
 EXAMPLE = "asymlib fit pairs.jsonl --corpus corpus.jsonl --encoder all-MiniLM-L6-v2 --out my-model"
 PARTS = TRAIN, SELECT, TEST, MET = ("train", "select", "test", "met")
 SHARE, GROUPS = 0.15, 200  # of the pairs, for SELECT and for TEST; groups to draw from, so that TEST has about 30
 POOL, UPDATES = 5_000, 750  # documents that a candidate is ranked on during the search; of a run
+LEXICAL = Recipe(name="lexical", head="none", similarity="dot")  # the joined vectors as they are
+FOUND = "{difference:+.4f} [{low:+.4f}, {high:+.4f}] on {queries:,} queries"  # a line of compare's table
 ROUNDS = [{"lr": [3e-5, 1e-4, 3e-4, 1e-3]}, {"temperature": [0.02, 0.05, 0.1]}, {"sides": ["both", "query"]}]
 
 
@@ -36,51 +39,72 @@ def fit(
     pairs: str | Path, encoder: EncoderConfig | str, out: str | Path, corpus: str | Path | None = None, seed: int = 0,
     cache: str | Path = "~/.cache/asymlib",
 ) -> tuple[Path | None, pd.DataFrame]:  # fmt: skip
-    """Train heads on one's own pairs and export the best, if held-out queries say that it beats the frozen encoder.
+    """Try heads and words on one's own pairs and export the best, if held-out queries say that it beats the frozen encoder.
 
     pairs: JSONL, see load_pairs; of a text with itself they are left out. encoder: a name has its own max_length.
     corpus: corpus.jsonl of BEIR, ranked together with the pairs' documents. out: a new folder.
-    On SELECT three compete: the encoder as it is, with its own similarity; soft whitening; the head that the search chooses.
-    The best is tested once, on TEST: it is exported if the 95 % interval of its difference to the frozen encoder lies above
-    0. Returns the folder, None if nothing was exported, and compare's table with a column chosen; attrs["notes"]: sentences.
+    On SELECT four compete: the encoder as it is, with its own similarity; soft whitening; the head that the search chooses;
+    lexical, the block of all documents' words beside the vector. The best is tested once, on TEST: it is exported if the 95 %
+    interval of its difference to the frozen encoder lies above 0, lexical as lexical.save writes it, the others as a model.
+    Returns the folder, None if nothing was exported, and compare's table with a column chosen; attrs["notes"]: sentences.
     """
     out, config = check_new(out), encoder_of(encoder)
     own = declared_similarity(find_folder(config))
     frame, same = read_parts(pairs, seed)
-    counts, documents = frame["part"].value_counts().reindex(PARTS, fill_value=0).to_dict(), frame["document"].unique()
-    lines, seen = json_lines(Path(corpus)) if corpus else (), keys_of(documents)
-    texts = [(f"{text_field(line, 'title', at, '')} {text_field(line, 'text', at)}".strip(), at) for at, line in lines]
-    places = {text: at for text, at in texts if seen.isdisjoint(overlap_keys(text))}  # in their order
-    lists = [list(frame["query"].unique()), [*documents, *places]]
-    number = {text: str(i) for i, text in enumerate(lists[1])}  # the id of a document, and of the query that it is
-    frame["id"] = frame["query"].map(number).fillna("query " + frame["q"].astype(str))
+    counts = frame["part"].value_counts().reindex(PARTS, fill_value=0).to_dict()
+    lists, places = read_lists(frame, corpus)
     where = lambda i, row: (places if i else {}).get(lists[i][row], f"{pairs}, distinct {SIDES[i]} {row + 1}")  # noqa: E731
     vectors, _ = encode_lists(lists, SIDES, config, Path(cache).expanduser(), name=where)
-    select = judged(frame, vectors, [SELECT], np.random.default_rng(seed).permutation(len(lists[1]))[:POOL])
+    pool = np.random.default_rng(seed).permutation(len(lists[1]))[:POOL]
+    select = judged(frame, vectors, [SELECT], pool)
     parts = [pair_vectors(frame[frame["part"] == part], vectors) for part in (TRAIN, SELECT)]
     start = IDENTITY.with_changes(name="fit", epochs=search.epochs_for(UPDATES, counts[TRAIN]))
     choice, _ = search.search(start, ROUNDS, search.Criterion([select]), *parts, seeds=(seed, seed + 1))
     (run,) = search.train_choice(choice, [seed], *parts, progress=False)
     frozen = Recipe(name="frozen", head="none", similarity=own or "cosine")
-    systems = {"frozen": (frozen, {}), "head": (run.recipe, run.best)}
+    systems = {"frozen": (frozen, {}, vectors), "head": (run.recipe, run.best, vectors)}
     for exponent in (0.05, 0.1, 0.2, 0.4):
         recipe = Recipe(name="whitening", head="none", whitening=exponent)
-        systems[f"whitening {exponent}"] = recipe, heads.soft_whitening(vectors[1], exponent)
-    scores = {name: select.score(head, recipe.similarity) for name, (recipe, head) in systems.items()}
+        systems[f"whitening {exponent}"] = recipe, heads.soft_whitening(vectors[1], exponent), vectors
+    scores = {name: select.score(head, recipe.similarity) for name, (recipe, head, _) in systems.items()}
+    words = [np.array(texts, dtype=object) for texts in lists]
+    block, scores["lexical"] = lexical.choose(Block.fit(lists[1]), select, judged(frame, words, [SELECT], pool))
+    systems["lexical"] = LEXICAL, {}, [block.join(*given) for given in zip(SIDES, vectors, lists, strict=True)]
     best = max(scores, key=scores.__getitem__)  # of equals the first: frozen
-    results = compare(frame, vectors, systems).assign(chosen=lambda rows: rows["system"] == best)
-    results.attrs["notes"] = [f"left out: {same} pairs of a text with itself"] if same else []
+    results = compare(frame, systems).assign(chosen=lambda rows: rows["system"] == best)
     whole = results[results["answers"] == "all"].set_index("system")
+    results.attrs["notes"] = [f"left out: {same} pairs of a text with itself"] if same else []
+    made = f"asymlib lexical --weight {block.weight:g} --exponent {block.exponent:g} makes it"
+    results.attrs["notes"] += [f"lexical ({lexical.settings(block)}): {FOUND.format(**whole.loc['lexical'])}; {made}"]
     if not whole.loc[best, "low"] > 0:
         row = whole.loc[max(list(scores)[1:], key=scores.__getitem__)]
-        found = "{difference:+.4f} [{low:+.4f}, {high:+.4f}] on {queries:,} queries; about {detectable:.4f} or more"
-        results.attrs["notes"] += [f"{row.name} was the best of the others: {found.format(**row)} would be found"]
+        least = f"{FOUND.format(**row)}; about {row['detectable']:.4f} or more would be found"
+        results.attrs["notes"] += [f"{row.name} was the best of the others: {least}"]
         return None, results
-    shown = {side: heads.project(systems[best][1], side, x) for side, x in zip(SIDES, vectors, strict=True)}
+    recipe, head, own = systems[best]
+    shown = {side: heads.project(head, side, x) for side, x in zip(SIDES, own, strict=True)}
     origin = {"seed": seed, "averaged": choice.averaged, "pairs": counts, "select": scores}
     origin["sha256"] = {Path(path).name: sha256_file(path) for path in (pairs, corpus) if path}
     origin["lengths"] = {side: pd.Series(np.linalg.norm(z, axis=1)).describe().to_dict() for side, z in shown.items()}
-    return export(out, config, *systems[best], {**origin, "results": results.to_dict("records")}), results
+    origin["results"] = results.to_dict("records")
+    if best == "lexical":
+        results.attrs["notes"] += [lexical.USE]
+        return lexical.save(out, config, block, origin), results
+    return export(out, config, recipe, head, origin), results
+
+
+def read_lists(frame: pd.DataFrame, corpus: str | Path | None) -> tuple[list[list[str]], dict[str, str]]:
+    """The distinct queries; the documents of the pairs, then those of the corpus that share no text with them, with places.
+
+    Gives frame the column id: the number of the document that the query is, else one of its own.
+    """
+    documents = frame["document"].unique()
+    texts, seen = lexical.corpus_texts(corpus) if corpus else [], keys_of(documents)
+    places = {text: at for text, at in texts if seen.isdisjoint(overlap_keys(text))}  # in their order
+    lists = [list(frame["query"].unique()), [*documents, *places]]
+    number = {text: str(i) for i, text in enumerate(lists[1])}
+    frame["id"] = frame["query"].map(number).fillna("query " + frame["q"].astype(str))
+    return lists, places
 
 
 def read_parts(path: str | Path, seed: int) -> tuple[pd.DataFrame, int]:
@@ -141,18 +165,19 @@ def judged(frame: pd.DataFrame, vectors: list, parts: list[str], documents: np.n
     return search.ValidationSet(search.OWN, qrels, vectors[0][queries], vectors[1][documents])
 
 
-def compare(frame: pd.DataFrame, vectors: list, systems: dict) -> pd.DataFrame:
-    """Held-out queries against all documents: nDCG@10 of each system (recipe, parameters), on each kind of answers.
+def compare(frame: pd.DataFrame, systems: dict) -> pd.DataFrame:
+    """Held-out queries against all documents: nDCG@10 of each system (recipe, parameters, vectors), on each kind of answers.
 
     answers: all (of TEST), not met, met (of TEST and MET; met if one is a document of TRAIN). queries: their number.
     Means are over groups. difference: to the system 'frozen'; low, high: its 95 % interval, paired by group, as is detectable.
     """
-    test = judged(frame, vectors, [TEST, MET], np.arange(len(vectors[1])))
     rows = frame.assign(met=frame["d"].isin(frame.loc[frame["part"] == TRAIN, "d"]))
-    queries = rows.groupby("id").agg({"group": "first", "part": "first", "met": "any"}).loc[test.qrels.query_ids]
-    for system, (recipe, head) in systems.items():
+    queries = rows.groupby("id").agg({"group": "first", "part": "first", "met": "any"})
+    for system, (recipe, head, vectors) in systems.items():
+        test = judged(frame, vectors, [TEST, MET], np.arange(len(vectors[1])))
         q, d = heads.project(head, "query", test.queries), heads.project(head, "document", test.documents)
-        queries[system] = rank(test.qrels, q, d, *[recipe.similarity] * 2).metrics([METRIC])[METRIC]
+        found = rank(test.qrels, q, d, *[recipe.similarity] * 2).metrics([METRIC])[METRIC]
+        queries = queries.loc[test.qrels.query_ids].assign(**{system: found})
     table = []
     for answers, which in (("all", queries["part"] == TEST), ("not met", ~queries["met"]), ("met", queries["met"])):
         means = queries[which].groupby("group")[list(systems)].mean()
@@ -169,16 +194,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--corpus", help="corpus.jsonl of BEIR, all that is searched; left out: the pairs' documents")
     parser.add_argument("--cache", default="~/.cache/asymlib", help="folder of the vectors (~/.cache/asymlib)")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the training (0)")
-    parser.add_argument("--encoder", required=True, help="a folder that Sentence Transformers saved, or a Hub id")
-    parser.add_argument("--max-length", type=int, help="tokens a text is cut to; left out: the model's own")
-    parser.add_argument("--query-prompt", help="put before every query; left out: the model's own")
-    parser.add_argument("--document-prompt", help="put before every document; left out: the model's own")
+    add_encoder(parser)
     parser.add_argument("--out", required=True, help="folder of the model, new or empty")
-
-
-def encoder_config(options: Namespace) -> EncoderConfig:
-    config = EncoderConfig(options.encoder, None, options.query_prompt, options.document_prompt)
-    return replace(config, max_length=longest(config) if options.max_length is None else options.max_length)
 
 
 def run(options: Namespace) -> int:

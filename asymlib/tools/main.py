@@ -11,6 +11,7 @@ TOOLS = {
     "diagnose": "what an embedding model suffers from: similarity, lengths, hubs, cut texts; exit code 1 when something is wrong",
     "compare": "runs against each other on the same queries: scores, paired tests, intervals, the smallest difference to be seen",
     "fit": "pairs in, a better model folder out, if held-out queries say that it is better; exit code 3 when it is not",
+    "lexical": "the words beside the vectors: fitted on a corpus, saved as an encoder for an inner-product index",
     "export": "trained heads as an ordinary SentenceTransformer folder",
 }
 
