@@ -1,4 +1,4 @@
-"""What two sets of text share: test text that occurs in training, near-equal documents, equal questions."""
+"""What two sets of text share: test text that occurs in training, answers met there, near-equal documents, equal questions."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from asymlib.data.collections import Collection, load_beir, words
+from asymlib.exact_search import top_k
 
 NEAR_DUPLICATE = 0.7  # Jaccard index of two documents' sets of three-word shingles, at and above which they are one
 Rows = list[tuple[str, str]]  # (query, document)
@@ -39,6 +40,23 @@ def overlap(training: Iterable[str], collection: Collection) -> dict[str, int | 
         found = sum(not seen.isdisjoint(overlap_keys(text)) for text in texts)
         report |= {kind: len(texts), f"{kind}_in_training": found, f"{kind}_share": found / len(texts)}
     return report
+
+
+def met_in_training(queries: np.ndarray, documents: Iterable[str], test: Collection) -> dict[str, np.ndarray]:
+    """Groups of the test queries, bool (M,) each, by what of them was in the training pairs.
+
+    'met in training': a relevant document has the text of a positive; 'not met': none has. 'near topic', 'far topic': the
+    halves by the cosine to the nearest training query, an odd query in the far one. 'not met, far topic': both at once.
+    queries: (P, D) vectors of the training queries. documents: the texts of the positives. test: with vectors.
+    """
+    positives, text = set(documents), dict(zip(test.doc_ids, test.documents, strict=True))
+    relevant = ([text.get(doc) for doc, grade in test.qrels[query].items() if grade > 0] for query in test.query_ids)
+    met = np.array([not positives.isdisjoint(texts) for texts in relevant])
+    nearness = top_k(test.query_vectors, queries, 1, "cosine")[0][:, 0]
+    near = np.zeros(len(met), dtype=bool)
+    near[np.argsort(-nearness, kind="stable")[: len(met) // 2]] = True
+    return {"met in training": met, "not met": ~met, "near topic": near, "far topic": ~near,
+            "not met, far topic": ~met & ~near}  # fmt: skip
 
 
 def without_overlap(seen: set[str], rows: Rows, keys: Callable[[str], set[str]] = overlap_keys) -> Rows:

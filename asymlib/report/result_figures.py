@@ -52,7 +52,7 @@ def _blocks(rows: pd.DataFrame, by: pd.Series, titles: Sequence[str], width: flo
         axis.set_title(title)
     grid[-1][len(titles) // 2].set_xlabel("change against the frozen encoder (%)")
     place = {name: (line, y) for block, line in zip(blocks, grid, strict=True) for y, name in enumerate(block)}
-    return rows, figure, place, "; upper panels magnified" * (len(blocks) > 1)
+    return rows, figure, place, "; upper and lower panels differ in scale" * (len(blocks) > 1)
 
 
 @style.drawn
