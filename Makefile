@@ -44,7 +44,7 @@ public: $(VENV)/.installed     ## the same from public sources alone, downloaded
 
 writeup: $(VENV)/.installed    ## ANALYSIS.md and the README's table again, from the committed tables in data/results/real
 	@mkdir -p data/runs/committed && rm -f data/runs/committed/09-writeup.*
-	$(BIN)/python workflow/run_notebook.py notebooks/09_writeup.ipynb data/runs/committed/09-writeup.json '{"study": "real", "full": "real-full"}'
+	$(BIN)/python workflow/run_notebook.py notebooks/09_writeup.ipynb data/runs/committed/09-writeup.json '{"study": "real", "full": "real-full", "case": "real-mpnet"}'
 	$(EXPORT) data/runs/committed/09-writeup.ipynb --markdown ANALYSIS.md --readme README.md
 
 status: $(VENV)/.installed     ## one line a job: state, seconds, error

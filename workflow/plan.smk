@@ -103,13 +103,13 @@ def plan():
     every = [receipt for study in FAMILY.joined for receipt in heads[study] + ranked[study]]
     in_domain = any(FAMILY.studies[study].get("labels") for study in FAMILY.joined)
     watched = [receipt for receipt in heads[main] if receipt != searched.get(main)]
-    files = "history.parquet attribution.csv case_log.csv trajectory.csv warnings.csv"
+    files = "history.parquet attribution.csv case_log.csv case_columns.csv trajectory.csv warnings.csv"
     job(main, "magnitude", tables(main, files), watched, systems=FAMILY.recipes_of(main))
     measured = "systems.csv per_query.parquet recipes.csv contrasts.csv hubness.csv ties.csv length_relevance.csv overlap.csv"
     judged = job(main, "evaluation", tables(main, measured + " choices.csv" * (main in searched)), every, **others, **common)
     for study in FAMILY.apart:
         job(study, "evaluation", tables(study, "systems.csv per_query.parquet"), heads[study] + ranked[study], **systems(study))
-    files = "similarity_matrix.csv checkpoints.csv" + " answers_met.csv" * in_domain
+    files = "similarity_matrix.csv checkpoints.csv last_epoch.csv" + " answers_met.csv" * in_domain
     job(main, "robustness", tables(main, files), [judged, *every], **others, **systems(main))
     job(main, "ablation", tables(main, "ablations.csv ablation_effects.csv"), [prepared[main]])
     if FAMILY.oracle:

@@ -30,7 +30,7 @@ WRITTEN_BY = {
     "04_magnitude": "history.parquet attribution.csv case_log.csv case_columns.csv trajectory.csv warnings.csv",
     "05_evaluation": "systems.csv per_query.parquet recipes.csv overlap.csv choices.csv contrasts.csv hubness.csv ties.csv "
     "length_relevance.csv whitening.csv two_by_two.csv",
-    "06_robustness": "similarity_matrix.csv checkpoints.csv answers_met.csv",
+    "06_robustness": "similarity_matrix.csv checkpoints.csv last_epoch.csv answers_met.csv",
     "07_ablation": "ablations.csv ablation_effects.csv",
     "08_oracle": "oracle.csv",
     "11_words": "words_ablation.csv words_cost.csv",
