@@ -83,7 +83,7 @@ SHORT = {"epochs": 2, "batch_size": 16}
 # study: what is trained on it (a recipe, the name that it is saved as, further changes), and what is asked of it after that
 FAMILIES = {
     "own": ([("asym-dot", "1e-3", {}), ("asym-dot", "exploded", {"lr": 1e12})], "04 05 06 07 08 09"),
-    "default": ([("asym-dot", "", {})], "04 05 06 09"),
+    "default": ([("asym-dot", "", {})], "11 12 04 05 06 09"),
     "others": ([("respred", "", {}), ("iso15-pred12", "007", {})], "03 04 05 06 09"),
     "lost": ([("asym-cos", "true", {"lr": 1e12}), ("asym-dot", "None", {"lr": 1e6})], "04 05 06 09"),
 }
@@ -98,6 +98,8 @@ GIVEN = {
     },
     "07": {"seeds": [0, 1], "starts": ["identity"], "lrs": [1e-3, 1e12], "batch_size": 16},
     "08": {"lrs": [1e-3, 1e12], "steps": [4], "folds": 2},
+    "11": {"seeds": [0, 1], "cut": 40, "ablation": True},
+    "12": {"seeds": [0, 1], "epochs": 2, "batch_size": 16, "layers": [1]},
 }
 JOBS = [
     job
