@@ -18,9 +18,8 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-SLOW = ["test_tiny", "test_workflow", "test_slurm", "test_run_notebook"]  # in seconds; a worker takes a file at a time
+# A worker takes a file at a time.
+SLOW = ["test_tiny", "test_workflow", "test_notebooks", "test_slurm", "test_run_notebook"]
 
 
 def pytest_collection_modifyitems(items):

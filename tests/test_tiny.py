@@ -53,7 +53,13 @@ def every_file_is_in_one_receipt(home: Path) -> None:
     receipts = [json.loads(path.read_text()) for path in home.glob("data/runs/tiny/*.json") if "." not in path.stem]
     named = [name for receipt in receipts if "files" in receipt for name in receipt["files"]]
     assert len(named) == len(set(named))
-    folders = ("data/prepared/tiny", "data/results/tiny", "figures/tiny", "data/runs/tiny/heads")
+    folders = (
+        "data/prepared/tiny",
+        "data/results/tiny",
+        "figures/tiny",
+        "data/runs/tiny/heads",
+        "data/runs/tiny/ranked",
+    )
     there = [path for folder in folders for path in (home / folder).rglob("*") if path.is_file()]
     shared = ("origin.json", ".origin.lock")
     assert {str(path.relative_to(home)) for path in there if path.name not in shared} == {

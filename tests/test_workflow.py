@@ -61,8 +61,8 @@ NOTEBOOKS = {
     "03_select_head": ("lrs: list = []", ""),
     "04_magnitude": (
         "systems: list = []",
-        "{r}/history.parquet {r}/attribution.csv {r}/case_log.csv {r}/trajectory.csv {r}/warnings.csv"
-        " {f}/signature.png {f}/growth_split.png",
+        "{r}/history.parquet {r}/attribution.csv {r}/case_log.csv {r}/case_columns.csv {r}/trajectory.csv"
+        " {r}/warnings.csv {f}/signature.png {f}/growth_split.png",
     ),
     "05_evaluation": (
         "systems: list = []\nothers: list = []\nmore: dict = {}",
@@ -71,7 +71,7 @@ NOTEBOOKS = {
     ),
     "06_robustness": (
         "systems: list = []\nothers: list = []",
-        "{r}/similarity_matrix.csv {r}/checkpoints.csv {f}/similarity_matrix.png",
+        "{r}/similarity_matrix.csv {r}/checkpoints.csv {r}/last_epoch.csv {f}/similarity_matrix.png",
     ),
     "07_ablation": ("lrs: list[float] = [0.1]", "{r}/ablations.csv {r}/ablation_effects.csv {f}/ablation.png"),
     "08_oracle": ("seed: int = 0", "{r}/oracle.csv {f}/oracle.png"),
