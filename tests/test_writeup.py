@@ -105,7 +105,13 @@ def _run(home, tmp_path, **parameters):
 def home(tmp_path_factory):
     """A project folder that holds the committed tables and figures alone."""
     home = tmp_path_factory.mktemp("home")
-    for part in ("data/results/real", "data/results/real-full", "figures/real"):
+    for part in (
+        "data/results/real",
+        "data/results/real-full",
+        "data/results/real-mpnet",
+        "figures/real",
+        "figures/real-mpnet",
+    ):
         files = subprocess.run(["git", "ls-files", part], cwd=ROOT, capture_output=True, text=True).stdout.split()
         for file in files or [str(path.relative_to(ROOT)) for path in (ROOT / part).iterdir()]:
             (home / file).parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +121,7 @@ def home(tmp_path_factory):
 
 @pytest.mark.notebook
 def test_the_committed_page_is_what_the_committed_tables_say(home, tmp_path):
-    done, executed = _run(home, tmp_path, study="real", full="real-full")
+    done, executed = _run(home, tmp_path, study="real", full="real-full", case="real-mpnet")
     assert done.returncode == 0, done.stderr[-2000:]
     page = write_page.page(executed, "markdown")
     assert page == (ROOT / "ANALYSIS.md").read_text(encoding="utf-8")
@@ -153,8 +159,12 @@ def test_the_page_says_what_the_tables_hold():
     growth = read("attribution.csv").query("system == 'asym-dot'")
     assert f"**Lengths carry {100 * ((growth['query'] + growth['document']) / growth['total']).mean():.0f} %" in plain
     met = read("answers_met.csv").query("system == 'best-head' and dataset == 'scifact'").set_index("answers")
-    for answers in met.index:
+    for answers in ("met in training", "not met"):
         assert f"{100 * (met.loc[answers, 'mean'] / met.loc[answers, 'baseline'] - 1):+.1f} %" in plain
+    last = pd.read_csv(ROOT / "data/results/real-mpnet/last_epoch.csv").query("dataset in ('scifact', 'nfcorpus')")
+    last = last.query("system == 'asym-dot'")[["last", "best", "baseline"]].sum()
+    for epoch in ("last", "best"):
+        assert f"{100 * (1 - last[epoch] / last['baseline']):.1f} %" in plain
     oracle = read("oracle.csv").query("dataset == 'average'")
     for best in oracle.groupby("kind")["mean"].max():
         assert f"{100 * (best / oracle['baseline'].iloc[0] - 1):+.1f} %" in plain
