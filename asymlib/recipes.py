@@ -127,12 +127,16 @@ RECIPES: dict[str, Recipe] = {
 
 
 # Names that tables have for something else than what a user trained.
-RESERVED = ("baseline", "whitened", "average", "best-head")
+RESERVED = ("baseline", "whitened", "average", "best-head", "bm25", "hybrid", "lexical", "lexical-head")
 
 
 def reserved_name(value: str, field: str, search: bool = False) -> str:
-    """`value` itself if heads may be saved under it: a safe name that is not RESERVED; best-head is the search's own."""
-    if value in RESERVED and not (search and value == "best-head"):
+    """`value` itself if heads may be saved under it: a safe name that is not RESERVED; best-head is the search's own.
+
+    Refused too: what stands for a variant in tables, <name>-whitened, <name>-normalised and unfrozen-top-<layers>.
+    """
+    variant = value.endswith(("-whitened", "-normalised")) or value.startswith("unfrozen-top-")
+    if variant or (value in RESERVED and not (search and value == "best-head")):
         raise InputError(f"{field}: {value!r} means something else in tables; expected none of {', '.join(RESERVED)}")
     return safe_name(value, field)
 

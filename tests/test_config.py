@@ -36,6 +36,14 @@ from config import read_config, read_family
         ("more: {t: [c]}", "more: 't' is not one of s"),
         ("more: {s: [c, a]}", "recipes: one stands twice for s, in recipes or in more"),
         ("more: {s: [../c]}", r"config: .*\.\./c"),
+        (
+            "studies: {s: {}, t: {}}\nmore: {t: [c]}",
+            "more, unfrozen: s, t stand in one track: give all of them the same",
+        ),
+        (
+            "studies: {s: {}, t: {}}\nunfrozen: {t: {}}",
+            "more, unfrozen: s, t stand in one track: give all of them the same",
+        ),
         ("updates: {s: 0}", "updates.s: Input should be greater than or equal to 1"),
         ("updates: {t: 600}", "updates: 't' is not one of s"),
         ("words: 1", "words: Input should be a valid boolean"),

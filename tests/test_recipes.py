@@ -158,10 +158,14 @@ def test_a_name_that_is_no_folder_is_refused(name):
 
 
 def test_names_that_mean_something_else_in_tables_are_refused_but_for_the_searchs_own():
-    assert set(RESERVED) == {"baseline", "whitened", "average", "best-head"}
+    words = {"bm25", "hybrid", "lexical", "lexical-head"}
+    assert set(RESERVED) == {"baseline", "whitened", "average", "best-head"} | words
     for name in RESERVED:
         with pytest.raises(InputError, match=f"save_as: '{name}' means something else in tables"):
             reserved_name(name, "save_as")
+    for variant in ("mine-whitened", "mine-normalised", "unfrozen-top-3-dot"):
+        with pytest.raises(InputError, match=f"save_as: '{variant}' means something else in tables"):
+            reserved_name(variant, "save_as")
     assert reserved_name("best-head", "save_as", search=True) == "best-head"
     with pytest.raises(InputError, match="'average' means something else"):
         reserved_name("average", "save_as", search=True)

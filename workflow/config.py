@@ -119,6 +119,13 @@ class Family(BaseModel):
                 raise ValueError(f"recipes: one stands twice for {study}, in recipes or in more")
         if 0 < len(set(self.search) & set(self.joined)) < len(self.joined):
             raise ValueError(f"search: {', '.join(self.joined)} are compared: give all of them a search, or none")
+        tracks: dict[tuple, dict[str, tuple]] = {}  # what is compared on the same queries
+        for study in self.joined:
+            given = self.studies[study]
+            systems = frozenset(self.recipes_of(study)), study in self.unfrozen
+            tracks.setdefault((given.get("source") == "target", bool(given.get("labels"))), {})[study] = systems
+        if uneven := [", ".join(track) for track in tracks.values() if len(set(track.values())) > 1]:
+            raise ValueError(f"more, unfrozen: {uneven[0]} stand in one track: give all of them the same systems")
         return self
 
 

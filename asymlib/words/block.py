@@ -211,7 +211,8 @@ class LexicalEncoder:
         return self._encode("document", texts)
 
     def _encode(self, side: str, texts: Sequence[str]) -> np.ndarray:
-        return self.block.join(side, encode(texts, self.encoder, self.cache, False, side), texts)
+        cache = Path(self.cache).expanduser()
+        return self.block.join(side, encode(texts, self.encoder, cache, False, side), texts)
 
     def save(self, folder: str | Path) -> None:
         """Write the block, and encoder.json: which encoder, and the key of its vectors. The encoder itself is not copied."""
