@@ -51,7 +51,7 @@ def get_recipe(name):
 NOTEBOOKS = {
     "00_parity": ("collections: list = []", "{r}/parity.csv"),
     "01_data_prep": (
-        "size: int = 1\nsource: str = 'docstrings'\ntrain: str = ''\nencoder: str = ''",
+        "size: int = 1\nsource: str = 'docstrings'\ntrain: str = ''\nencoder: str = ''\nlabels: bool = False",
         "data/prepared/{study}/study.json {r}/texts.csv",
     ),
     "02_train_heads": (
@@ -353,7 +353,7 @@ def test_parity_stops_everything_and_studies_join_or_stand_apart(home):
 @pytest.mark.notebook
 def test_a_study_has_recipes_updates_and_systems_ranked_apart_of_its_own(home):
     family = {
-        "studies": {"s": {}, "t": {}, "apart": {}},
+        "studies": {"s": {}, "t": {"labels": True}, "apart": {}},
         "apart": ["apart"],
         "more": {"s": ["c"], "apart": ["d"]},
         "changes": {"c": {"lr": 0.5}},
