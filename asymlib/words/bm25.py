@@ -34,13 +34,14 @@ class BM25:
         ids, words = tokenize(queries, *self.how)
         number = np.array([self.number.get(word, -1) for word in words], dtype=np.int64)
         known = ([n for n in number[row] if n >= 0] for row in ids)
-        return np.stack([self.index.get_scores_from_ids(row) for row in known])
+        found = [self.index.get_scores_from_ids(row) for row in known]
+        return np.array(found, dtype=np.float32).reshape(len(found), self.index.scores["num_docs"])
 
 
 def hybrid_scores(dense: np.ndarray, bm25: np.ndarray, weight: float = 0.2) -> np.ndarray:
     """(1 - weight) z(dense) + weight z(bm25), z = (s - mean) / std over the documents of each query; 0 where all are equal.
 
-    dense, bm25: (Q, N) scores of all documents. Returns (Q, N) float32.
+    dense, bm25: (Q, N) scores of all documents, a query's own text too where it is one. Returns (Q, N) float32.
     """
     if dense.shape != bm25.shape or not 0 <= weight <= 1:
         raise InputError(f"scores {dense.shape} and {bm25.shape}, weight {weight}: expected equal shapes, 0 to 1")

@@ -91,11 +91,12 @@ class Task:
     @classmethod
     def of(
         cls, texts: tuple[Sequence[str], Sequence[str]], vectors: tuple[np.ndarray, np.ndarray], block: Block,
-        queries: int = 1_000, documents: int = 10_000, seed: int = 0,
+        queries: int = 1_000, documents: int = 10_000, seed: int = 0, known: Sequence[tuple[str, str]] = (),
     ) -> Self:  # fmt: skip
         """The task of pairs. texts: N queries and their documents; vectors: (N, D) each, pairs with a zero vector are left out.
 
         queries, documents: at most so many; drawn by the seed: its documents are the distinct ones of the pairs drawn first.
+        known: further (query, document) texts that are no negatives of each other.
         """
         encoded = np.flatnonzero(vectors[0].any(1) & vectors[1].any(1))
         if not len(encoded):
@@ -107,12 +108,12 @@ class Task:
             column.setdefault(texts[1][i], len(column))
         first = {texts[1][i]: i for i in drawn[::-1]}
         joined: dict[str, set[int]] = {texts[0][i]: set() for i in asked}
-        for query, document in zip(*texts, strict=True):
+        for query, document in [*zip(*texts, strict=True), *known]:
             if query in joined and document in column:
                 joined[query].add(column[document])
-        known = torch.zeros(len(asked), len(column), dtype=torch.bool)
+        relevant = torch.zeros(len(asked), len(column), dtype=torch.bool)
         for row, i in enumerate(asked):
-            known[row, list(joined[texts[0][i]])] = True
+            relevant[row, list(joined[texts[0][i]])] = True
         raw = block.raw("query", [texts[0][i] for i in asked]), block.raw("document", list(column))
         length = [np.linalg.norm(one, axis=1) for one in raw]
         length = [np.where(one > 0, one, 1).astype(np.float32) for one in length]
@@ -122,7 +123,7 @@ class Task:
             torch.from_numpy((raw[0] / length[0][:, None]) @ raw[1].T),
             *map(torch.from_numpy, length),
             torch.tensor([column[texts[1][i]] for i in asked]),
-            known,
+            relevant,
         )
 
     def loss(self, values: dict[str, Tensor], typical: float, temperature: Tensor, rows: Tensor) -> Tensor:
