@@ -74,7 +74,7 @@ def fit(
     results = compare(frame, systems).assign(chosen=lambda rows: rows["system"] == best)
     whole = results[results["answers"] == "all"].set_index("system")
     results.attrs["notes"] = [f"left out: {same} pairs of a text with itself"] if same else []
-    made = f"asymlib lexical --weight {block.weight:g} --exponent {block.exponent:g} makes it"
+    made = f"asymlib lexical --weight {block.weight:g} --exponent {block.exponent:g} makes the like of a corpus"
     results.attrs["notes"] += [f"lexical ({lexical.settings(block)}): {FOUND.format(**whole.loc['lexical'])}; {made}"]
     if not whole.loc[best, "low"] > 0:
         row = whole.loc[max(list(scores)[1:], key=scores.__getitem__)]

@@ -1,11 +1,11 @@
 """The words beside the vectors: a block fitted on texts, its weight chosen on judged queries, saved with its encoder."""
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import replace
 from pathlib import Path
 
 from asymlib.data.collections import json_lines, text_field
-from asymlib.encoding.encoder import EncoderConfig, find_folder
+from asymlib.encoding.encoder import EncoderConfig
+from asymlib.errors import InputError
 from asymlib.files import sha256_file
 from asymlib.selection.search import OWN, ValidationSet
 from asymlib.tools.export import add_encoder, check_new, encoder_config, write_folder
@@ -41,13 +41,13 @@ def choose(block: Block, frozen: ValidationSet, texts: ValidationSet) -> tuple[B
 
 def settings(block: Block) -> str:
     """What a table cannot show of it, in words."""
-    return f"{block.dimensions:,} dimensions of words, weight {block.weight:g}, exponent of document length {block.exponent:g}"
+    stems = ", stemmed" if block.stemmer else ""
+    numbers = f"weight {block.weight:g}, exponent of document length {block.exponent:g}"
+    return f"{block.dimensions:,} dimensions of words{stems}, {numbers}"
 
 
 def save(folder: str | Path, encoder: EncoderConfig, block: Block, origin: dict) -> Path:
-    """Write a LexicalEncoder, which finds a local encoder from anywhere, and its card. origin: as of export.export."""
-    if find_folder(encoder) == (place := Path(encoder.model).expanduser().resolve()):
-        encoder = replace(encoder, model=str(place))
+    """Write a LexicalEncoder and its card. origin: as of export.export."""
     writer = LexicalEncoder(encoder, block, cache="")  # it encodes nothing
     return write_folder(check_new(folder), writer.save, encoder, origin, CARD, {"settings": settings(block)})
 
@@ -59,6 +59,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--exponent", type=float, default=0.0, help="of a document's length: 0 keeps it, 1 does not (0)"
     )
+    parser.add_argument("--stemmer", choices=["english"], help="stems of the words, as the study uses (none)")
     parser.add_argument("--out", required=True, help="folder of the encoder, new or empty")
 
 
@@ -66,7 +67,10 @@ def run(options: Namespace) -> int:
     """The command: fit and save; nothing is encoded."""
     check_new(options.out)
     texts = [text for text, _ in corpus_texts(options.corpus)]
-    block = Block.fit(texts, weight=options.weight, exponent=options.exponent)
+    try:
+        block = Block.fit(texts, weight=options.weight, exponent=options.exponent, stemmer=options.stemmer)
+    except InputError as error:
+        raise InputError(f"{options.corpus}: {error}") from error
     origin = {"texts": len(texts), "sha256": {Path(options.corpus).name: sha256_file(options.corpus)}}
     print(save(options.out, encoder_config(options), block, origin), settings(block), USE, sep="\n")
     return 0

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from asymlib.encoding.encode import encode
-from asymlib.encoding.encoder import SIDES, EncoderConfig, find_encoder
+from asymlib.encoding.encoder import SIDES, EncoderConfig, find_encoder, find_folder
 from asymlib.errors import InputError
 from asymlib.files import atomic_path, read_record, write_record
 
@@ -97,7 +97,7 @@ class Block:
 
     @classmethod
     def fit(cls, texts: Sequence[str] | Counts, **settings: float | str | None) -> Self:
-        """The block of a corpus: its idf, mean number of words and mean block length, of the texts that have a word."""
+        """The block of a corpus: its idf, mean number of words, and mean block length of the texts that have a word."""
         block = cls(**settings)
         counts = block._counts(texts)
         if not counts.matrix.nnz:
@@ -215,9 +215,14 @@ class LexicalEncoder:
         return self.block.join(side, encode(texts, self.encoder, cache, False, side), texts)
 
     def save(self, folder: str | Path) -> None:
-        """Write the block, and encoder.json: which encoder, and the key of its vectors. The encoder itself is not copied."""
+        """Write the block, and encoder.json: which encoder, by its whole path where it is a folder, and the key of its vectors.
+
+        The encoder itself is not copied.
+        """
         self.block.save(folder)
-        config = replace(self.encoder, device=None)
+        place = Path(self.encoder.model).expanduser().resolve()
+        model = str(place) if find_folder(self.encoder) == place else self.encoder.model
+        config = replace(self.encoder, device=None, model=model)
         write_record(Path(folder) / "encoder.json", {"config": asdict(config), "key": find_encoder(config).key})
 
     @classmethod
